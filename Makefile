@@ -1,0 +1,41 @@
+# Each target installs what it needs into .venv first, so nothing else comes before it.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab docs notebooks export bench clean
+
+help:  ## show the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.installed: settings.ini setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ecgmm needs Python 3.11 or newer, this is %s" % sys.version.split()[0] or 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/.installed  ## simulate a database, train on it, and write a report (DEMO=folder)
+	$(BIN)/ecgmm_demo --out $(DEMO)
+
+test: .venv/.installed  ## every notebook, the repository's own rules, and the end-to-end tests, on two processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q --durations=15
+
+lab: .venv/.installed  ## open the notebooks
+	$(BIN)/jupyter lab nbs
+
+export: .venv/.installed  ## notebooks -> package and README
+	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python tools/make_readme.py
+
+notebooks: .venv/.installed  ## run every notebook in place and save its outputs
+	$(BIN)/python tools/run_notebooks.py
+
+bench: .venv/.installed  ## the speed ratios, each measured side by side in one run
+	$(BIN)/python tools/bench.py
+
+docs: .venv/.installed  ## build the site into _docs (needs Quarto: the quarto-cli package brings it)
+	$(BIN)/python tools/make_docs.py
+
+clean:  ## remove what the other targets made
+	rm -rf .venv _docs _proc $(DEMO) *.egg-info
