@@ -20,7 +20,7 @@ import pandas as pd
 import wfdb
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
-from scipy.signal import firwin, resample_poly
+from scipy.signal import firwin
 
 # %% ../nbs/00_data.ipynb #69e5581e
 FS = 100  # Hz: the sampling rate of the paper's models (its code resamples every record to 100 Hz)
@@ -255,10 +255,14 @@ def write_record(
 
 # %% ../nbs/00_data.ipynb #19d26450
 @cache
-def _lowpass(up, down):
-    "The anti-aliasing filter of a rational change of rate: 20 zero crossings, Kaiser window (beta 5), unit gain."
-    widest = max(up, down)
-    return firwin(20 * widest + 1, 1 / widest, window=("kaiser", 5.0)).astype(np.float32)
+def _phases(up, down):
+    "The anti-aliasing filter (20 zero crossings, Kaiser window with beta 5) as a row of taps per phase, and the first input of each phase."
+    half = 10 * max(up, down)
+    h = up * firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0))
+    reach = -(-half // up)                                    # inputs on either side that an output depends on
+    at = half + (np.arange(up) * down % up)[:, None] - np.arange(-reach, reach + 1) * up
+    taps = np.where((0 <= at) & (at <= 2 * half), h[at.clip(0, 2 * half)], 0)
+    return taps.astype(np.float32), np.arange(up) * down // up, reach
 
 
 def resample(
@@ -269,9 +273,18 @@ def resample(
     "Change the sampling rate of each lead by an anti-aliased polyphase filter without phase shift."
     if not (fs > 0 and to > 0): raise ValueError(f"resample: two positive rates are needed, got {fs} and {to} Hz")
     x = np.asarray(x, dtype=np.float32)
-    ratio = Fraction(to / fs).limit_denominator(2000)
-    if ratio == 1 or x.shape[-1] < 2: return x
-    return resample_poly(x, ratio.numerator, ratio.denominator, axis=-1, window=_lowpass(ratio.numerator, ratio.denominator), padtype="line")
+    up, down = Fraction(to / fs).limit_denominator(2000).as_integer_ratio()
+    if up == down or x.shape[-1] < 2: return x
+    taps, first, reach = _phases(up, down)
+    n = -(-x.shape[-1] * up // down)
+    slope = (x[..., -1:] - x[..., :1]) / (x.shape[-1] - 1)    # the line through both ends is taken off, and put back on
+    level = x - x[..., :1] - slope * np.arange(x.shape[-1], dtype=np.float32)
+    seen = np.lib.stride_tricks.sliding_window_view(np.pad(level, [(0, 0)] * (x.ndim - 1) + [(reach, reach)]), 2 * reach + 1, axis=-1)
+    y = np.empty((*x.shape[:-1], n), np.float32)
+    for r in range(min(up, n)):
+        place = y[..., r::up]
+        np.einsum("...tk,k->...t", seen[..., first[r]::down, :][..., :place.shape[-1], :], taps[r], out=place)
+    return y + x[..., :1] + slope * (np.arange(n) * (down / up)).astype(np.float32)
 
 # %% ../nbs/00_data.ipynb #efc9c7f5
 _PAPER = {"fine": "#f6d5d5", "thick": "#eba9a9", "ink": "#1a1a2e"}

@@ -14,7 +14,6 @@ import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +30,14 @@ _LONGEST, _SHORTEST, _LIMIT = 3600.0, 1.0, 20.0  # s, s, mV: beyond these a file
 
 
 def _held(x, fs):
-    "Which leads stay at their maximum or minimum for 20 ms or more, over 1 mV away from their median: a clipped amplifier."
-    n = max(int(0.02 * fs), 3)
-    far = np.abs(x - np.median(x, axis=1, keepdims=True)) > 1
-    stuck = far & ((x == x.max(axis=1, keepdims=True)) | (x == x.min(axis=1, keepdims=True)))
-    runs = np.cumsum(np.pad(stuck, ((0, 0), (n, 0))), axis=1)
-    return (runs[:, n:] - runs[:, :-n]).max(axis=1) >= n
+    "Which leads stay at their maximum or minimum for 20 ms or more, over 1 mV away from their mean: a clipped amplifier."
+    n, held = max(int(0.02 * fs), 3), np.zeros(len(x), bool)
+    for extreme in (x.max(axis=1), x.min(axis=1)):
+        at = x == extreme[:, None]
+        for lead in np.flatnonzero((at.sum(axis=1) >= n) & (np.abs(extreme - x.mean(axis=1)) > 1)):   # rarely any
+            runs = np.diff(np.flatnonzero(np.diff(np.r_[False, at[lead], False])))[::2]
+            held[lead] |= runs.max() >= n
+    return held
 
 
 def _bridge(x):
@@ -263,7 +264,7 @@ def _write_csv(path, table):
 
 
 def prepare(
-    data,                       # folder with WFDB records, at any depth
+    data,                       # folder with WFDB records at any depth, or a list of such folders
     store,                      # the store to make
     denoise: bool = False,      # remove baseline wander (zero-phase 0.5 Hz high-pass)
     derive: bool = False,       # compute missing limb leads from two present ones
@@ -272,16 +273,21 @@ def prepare(
     seed: int = 0,              # of the folds
     n_folds: int = 10,          # how many folds
     overwrite: bool = False,    # replace a store that is there
-    workers: int | None = None, # processes; None takes all cores where it pays
+    workers: int | None = None, # processes; None takes all cores
     progress: bool = True,      # show a progress bar
 ) -> Store:
     "Make a `Store` from a folder tree; what is there already is not done again, and what cannot be taken is listed."
-    data, store = Path(data).resolve(), Path(store)
-    if not data.is_dir(): raise ValueError(f"prepare: {data} is not a folder")
-    headers, lost = find_records(data)
-    if not headers: raise ValueError(f"prepare: no WFDB header (.hea) below {data}")
+    roots, store = [Path(d).resolve() for d in ([data] if isinstance(data, (str, Path)) else data)], Path(store)
+    headers, lost, base = [], {}, Path(os.path.commonpath(roots))
+    for root in roots:
+        if not root.is_dir(): raise ValueError(f"prepare: {root} is not a folder")
+        found, unusable = find_records(root)
+        if not found: raise ValueError(f"prepare: no WFDB header (.hea) below {root}")
+        headers += [root.relative_to(base) / h for h in found]
+        lost |= {str(root.relative_to(base) / p): why for p, why in unusable.items()}
+    if len(set(headers)) < len(headers): raise ValueError(f"prepare: one of {', '.join(map(str, roots))} lies in another")
     options = dict(denoise=denoise, derive=derive, max_missing=max_missing)
-    parts = _parts(data, headers)
+    parts = _parts(base, headers)
     who = read_patients(patients) if patients else {}
     made_from = hashlib.blake2b(json.dumps([_VERSION, options, seed, n_folds, [p for _, p in parts], sorted(who.items()), sorted(lost.items())]).encode(), digest_size=12).hexdigest()
     if store.exists():
@@ -291,15 +297,15 @@ def prepare(
     target = store.with_name(store.name + ".part")
     target.mkdir(parents=True, exist_ok=True)
     jobs = [(k, part, f"{_VERSION}:{sorted(options.items())}:{fp}") for k, (part, fp) in enumerate(parts)]
-    work = partial(_prepare_part, data, target, options)
-    workers = workers or (min(os.cpu_count() or 1, len(jobs)) if len(headers) > 4 * _PART else 1)
-    with tqdm(total=len(headers), unit="records", desc=f"prepare {data.name}", disable=not progress) as bar:
+    work = partial(_prepare_part, base, target, options)
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    with tqdm(total=len(headers), unit="records", desc="prepare", disable=not progress) as bar:
         done = []
         def note(result): done.append(result); bar.update(len(result["rows"]) + len(result["skipped"]))
         if workers == 1:
             for job in jobs: note(work(job))
         else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            with ProcessPoolExecutor(workers) as pool:
                 for result in pool.map(work, jobs): note(result)
     _finish(target, done, lost, who, dict(options=options, seed=seed, n_folds=n_folds, made_from=made_from))
     _write(target / "card.md", [data_card(Store(target)).encode()])
@@ -331,7 +337,7 @@ def _finish(target, done, lost, who, settings):
 # %% ../nbs/06_store.ipynb #9b35045c
 @call_parse
 def ecgmm_prepare(
-    data: str,                   # folder with WFDB records (.hea and their signal files), at any depth
+    data: str,                   # folder with WFDB records (.hea and their signal files) at any depth, or several with commas between
     store: str,                  # folder of the store to make
     denoise: bool = False,       # remove baseline wander: zero-phase high-pass at 0.5 Hz
     derive: bool = False,        # compute missing limb leads (III, aVR, aVL, aVF) from two present ones
@@ -340,10 +346,10 @@ def ecgmm_prepare(
     n_folds: int = 10,           # number of folds
     seed: int = 0,               # of the stratification
     overwrite: bool = False,     # replace a store that is there
-    workers: int = None,         # processes; all cores where it pays, if not given
+    workers: int = None,         # processes; all cores if not given
 ):
     "Prepare a folder of 12-lead WFDB records: one store at 100 Hz, with folds, a data card, and a reason for every file left out."
-    try: made = prepare(data, store, denoise, derive, max_missing, patients, seed, n_folds, overwrite, workers)
+    try: made = prepare(data.split(","), store, denoise, derive, max_missing, patients, seed, n_folds, overwrite, workers)
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_prepare: {e}")
     skipped = pd.read_csv(made.folder / "skipped.csv")
     print(source_table(made.records).to_string())
