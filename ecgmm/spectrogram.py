@@ -67,6 +67,26 @@ def plot_spectrogram(
     return ax
 
 # %% ../nbs/02_spectrogram.ipynb #04ac0d4e
+def _pool(parts):
+    "Mean and standard deviation of each lead over an iterable of (B, 12, ...) batches, in double precision."
+    n, mean, spread = 0, 0.0, 0.0
+    for v in parts:
+        v = v.double().transpose(0, 1).flatten(1)                                   # (12, values)
+        n_new, mean_new = v.shape[1], v.mean(1)
+        n, delta = n + n_new, mean_new - mean
+        spread = spread + (v - mean_new[:, None]).square().sum(1) + delta.square() * (n - n_new) * n_new / n
+        mean = mean + delta * n_new / n
+    if not n: raise ValueError("FrontEnd.fit: at least one window is needed, got none")
+    if not mean.isfinite().all(): raise ValueError(f"FrontEnd.fit: finite samples are needed, lead {LEADS[int((~mean.isfinite()).nonzero()[0])]} has others")
+    if (spread == 0).any(): raise ValueError(f"FrontEnd.fit: lead {LEADS[int((spread == 0).nonzero()[0])]} is constant in all {n} values")
+    return mean, (spread / n).sqrt()
+
+
+def _check_windows(who, x):
+    if x.ndim != 3 or x.shape[1] != len(LEADS): raise ValueError(f"{who}: windows (B, 12, T) in mV are needed, got {tuple(x.shape)}")
+    return x
+
+# %% ../nbs/02_spectrogram.ipynb #a527c5e2
 class FrontEnd(nn.Module):
     "Windows in mV as a model sees them: one modality, each lead standardised by what was `fit` on training windows."
 
@@ -84,41 +104,27 @@ class FrontEnd(nn.Module):
     @property
     def fitted(self) -> bool:  # True where the statistics are there, from `fit` or from a loaded model
         "Whether the statistics are there."
-        return bool((self.mean + self.std).isfinite().all())
+        self._ready = self._ready or bool((self.mean + self.std).isfinite().all())             # asks the device only until they are
+        return self._ready
 
+    @torch.no_grad()
     def fit(self,
         batches,      # an iterable of (B, 12, T) windows in mV, of the *training* records only
     ):                # itself
-        "Mean and standard deviation of each lead, pooled over windows, time (and frequency), streamed in double precision."
-        n, mean, spread = 0, 0.0, 0.0
-        for x in batches:
-            _check_windows("FrontEnd.fit", x)
-            with torch.no_grad(): v = self.transform(x.to(self.mean.device)).double().transpose(0, 1).flatten(1)       # (12, values)
-            n_new, mean_new = v.shape[1], v.mean(1)
-            n, delta = n + n_new, mean_new - mean
-            spread = spread + (v - mean_new[:, None]).square().sum(1) + delta.square() * (n - n_new) * n_new / n
-            mean = mean + delta * n_new / n
-        if not n: raise ValueError("FrontEnd.fit: at least one window is needed, got none")
-        if not mean.isfinite().all(): raise ValueError(f"FrontEnd.fit: finite samples are needed, lead {LEADS[int((~mean.isfinite()).nonzero()[0])]} has others")
-        if (spread == 0).any(): raise ValueError(f"FrontEnd.fit: lead {LEADS[int((spread == 0).nonzero()[0])]} is constant in all {n} values")
-        self.mean.copy_(mean.view_as(self.mean)); self.std.copy_((spread / n).sqrt().view_as(self.std))
+        "Mean and standard deviation of each lead, pooled over windows, time (and frequency)."
+        mean, std = _pool(self.transform(_check_windows("FrontEnd.fit", x).to(self.mean.device)) for x in batches)
+        self.mean.copy_(mean.view_as(self.mean)); self.std.copy_(std.view_as(self.std))
         return self
 
     def standardise(self,
         v: torch.Tensor,  # (B, 12, T) or (B, 12, F, S) mV: what `transform` makes of windows
     ) -> torch.Tensor:    # the same shape, no unit
         "Take each lead's mean away and divide by its standard deviation."
-        self._ready = self._ready or self.fitted
-        if not self._ready: raise ValueError("FrontEnd: statistics are needed first: call fit(batches) with training windows, or load a model")
+        if not self.fitted: raise ValueError("FrontEnd: statistics are needed first: call fit(batches) with training windows, or load a model")
         return (v - self.mean) / self.std
 
     def forward(self,
         x: torch.Tensor,  # (B, 12, T) mV
     ) -> torch.Tensor:    # (B, 12, T) or (B, 12, F, S), no unit
         "Transform and standardise."
-        _check_windows("FrontEnd", x)
-        return self.standardise(self.transform(x))
-
-
-def _check_windows(who, x):
-    if x.ndim != 3 or x.shape[1] != len(LEADS): raise ValueError(f"{who}: windows (B, 12, T) in mV are needed, got {tuple(x.shape)}")
+        return self.standardise(self.transform(_check_windows("FrontEnd", x)))
