@@ -1,0 +1,46 @@
+"""A training run that is killed in the middle of an epoch ends, once resumed, with the weights of a run that was never stopped."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("toy_fit.py")
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+RUN = [sys.executable, str(SCRIPT)]
+KIND = ["--noise", "0.2", "--norm"]
+
+
+def train(weights, *options): return subprocess.run([*RUN, str(weights), *options], env=ENV, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder / "weights", *KIND, "--folder", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("killed_at", [3, 25])   # before the first checkpoint, and in the third of four epochs
+def test_killed_and_resumed(tmp_path, whole, killed_at):
+    process = subprocess.Popen([*RUN, str(tmp_path / "never"), *KIND, "--slow", "--folder", str(tmp_path / "b")], env=ENV, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line == f"step {killed_at}\n": break
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL and not (tmp_path / "never.0").exists()
+    done = tmp_path / "b" / "history.jsonl"
+    assert (len(done.read_text().splitlines()) if done.exists() else 0) == killed_at // 10
+    (tmp_path / "b").mkdir(exist_ok=True)
+    (tmp_path / "b" / "checkpoint.safetensors.part").write_bytes(b"half of a checkpoint")       # as a kill while writing leaves it
+    steps = [line for line in train(tmp_path / "resumed", *KIND, "--resume", "--folder", str(tmp_path / "b")).splitlines() if line.startswith("step")]
+    assert steps[0] == f"step {killed_at // 10 * 10}" and steps[-1] == "step 39"
+    expected, resumed = load_file(whole / "weights.0"), load_file(tmp_path / "resumed.0")
+    assert expected.keys() == resumed.keys() and len(expected) > 15
+    for name in expected: assert torch.equal(expected[name], resumed[name]), name
+    histories = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (folder / "history.jsonl").read_text().splitlines()] for folder in (whole, tmp_path / "b")]
+    assert histories[0] == histories[1] and len(histories[0]) == 4
