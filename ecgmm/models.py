@@ -75,7 +75,7 @@ class XResNet1d(nn.Module):
 
 
 def _check_size(who, width, layers):
-    if not (isinstance(width, int) and width % 2 == 0 and 2 <= width <= 1024): raise ValueError(f"{who}: an even width from 2 to 1024 is needed, got {width!r}")
+    if not (isinstance(width, int) and width % 2 == 0 and 2 <= width <= 256): raise ValueError(f"{who}: an even width from 2 to 256 is needed, got {width!r}")
     if not (isinstance(layers, (tuple, list)) and len(layers) == 4 and all(isinstance(n, int) and 1 <= n <= 64 for n in layers)):
         raise ValueError(f"{who}: four numbers of blocks from 1 to 64 are needed, got {layers!r}")
 
@@ -224,6 +224,30 @@ def _fixed_fields():
             "classes": [{"abbr": c.abbr, "code": c.code, "name": c.name} for c in CLASSES]}
 
 
+def _check_config(config, who):
+    for field, needed in _fixed_fields().items():
+        if config.get(field) != needed: raise ValueError(f"{who}: the field {field!r} must be {str(needed)[:60]}, got {str(config.get(field))[:60]}")
+
+
+def _untrained(config, build=None):
+    "The model of a config, made without touching the session's random numbers."
+    with torch.random.fork_rng(devices=[]): return (build or Classifier.from_config)(config)
+
+
+def _check_tensors(state, model, who):
+    needed = model.state_dict()
+    for key in sorted(needed.keys() | state.keys()):
+        if key not in state: raise ValueError(f"{who}: the tensor {key!r} is missing")
+        if key not in needed: raise ValueError(f"{who}: the tensor {key!r} is not part of this model")
+        if state[key].shape != needed[key].shape or state[key].dtype != needed[key].dtype:
+            raise ValueError(f"{who}: the tensor {key!r} must be {tuple(needed[key].shape)} {needed[key].dtype}, got {tuple(state[key].shape)} {state[key].dtype}")
+
+
+def _check_finite(state, who):
+    for key in sorted(state):
+        if not state[key].isfinite().all(): raise ValueError(f"{who}: the tensor {key!r} is not finite")
+
+# %% ../nbs/10_models.ipynb #c7d29f50
 def save_model(
     folder,            # where; a model folder that is already there is replaced
     model: nn.Module,  # all its tensors are written, the statistics of its front end among them
@@ -237,6 +261,7 @@ def save_model(
     except (TypeError, ValueError) as e: raise ValueError(f"save_model: the config must be plain JSON without NaN (write null): {e}") from None
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     _check_finite(state, "save_model")
+    if isinstance(model, Classifier): _check_tensors(state, _untrained(config), "save_model")
     if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - set(_FILES)):
         raise ValueError(f"save_model: {folder} holds other files than a model's and is not replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -249,16 +274,6 @@ def save_model(
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
-
-
-def _check_config(config, who):
-    for field, needed in _fixed_fields().items():
-        if config.get(field) != needed: raise ValueError(f"{who}: the field {field!r} must be {str(needed)[:60]}, got {str(config.get(field))[:60]}")
-
-
-def _check_finite(state, who):
-    for key in sorted(state):
-        if not state[key].isfinite().all(): raise ValueError(f"{who}: the tensor {key!r} is not finite")
 
 # %% ../nbs/10_models.ipynb #c4c9a245
 def load_model(
@@ -276,13 +291,8 @@ def load_model(
     _check_config(config, "load_model")
     try: state = load_file(folder / _FILES[1])
     except (SafetensorError, OSError, ValueError) as e: raise ValueError(f"load_model: {folder / _FILES[1]} cannot be read: {e}") from None
-    with torch.random.fork_rng(devices=[]): model = (build or Classifier.from_config)(config)
-    needed = model.state_dict()
-    for key in sorted(needed.keys() | state.keys()):
-        if key not in state: raise ValueError(f"load_model: the tensor {key!r} is missing")
-        if key not in needed: raise ValueError(f"load_model: the tensor {key!r} is not part of this model")
-        if state[key].shape != needed[key].shape or state[key].dtype != needed[key].dtype:
-            raise ValueError(f"load_model: the tensor {key!r} must be {tuple(needed[key].shape)} {needed[key].dtype}, got {tuple(state[key].shape)} {state[key].dtype}")
+    model = _untrained(config, build)
+    _check_tensors(state, model, "load_model")
     _check_finite(state, "load_model")
     model.load_state_dict(state)
     return model.eval(), config
