@@ -50,7 +50,7 @@ class Windows:
         inside = at < self.n[record][:, None]
         at = torch.where(inside, at + self._start[record][:, None], self._start[record][:, None])
         x = self._samples[at.to(self.device)] if self.resident else torch.from_numpy(self._from_disk(record.numpy(), at.numpy())).to(self.device)
-        x = x.transpose(1, 2).to(torch.float32).mul_(1e-3)
+        x = x.transpose(1, 2).to(torch.float32).div_(1000)
         return x if inside.all() else x * inside[:, None].to(self.device)
 
     def _from_disk(self, record, at):

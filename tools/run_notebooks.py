@@ -9,6 +9,7 @@ The stamp is a hash of the code cells, kept in the notebook's metadata.
 """
 import argparse
 import hashlib
+import os
 import re
 import sys
 import time
@@ -36,6 +37,7 @@ def run(path, flags):
     nb = nbformat.read(path, 4)
     skipped = lambda c: "eval: false" in directives(c) or directives(c) & (FLAGS - flags)
     client = NotebookClient(nb, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}, coalesce_streams=True)
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"     # tqdm, where no widgets are installed
     start = time.time()
     with client.setup_kernel():
         for k, cell in enumerate(nb.cells):

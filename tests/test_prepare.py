@@ -1,0 +1,209 @@
+"Hostile files, a full disk, a killed run: what `prepare` promises when things go wrong."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ecgmm.data import LEADS, Record, read_record, write_record
+from ecgmm.store import Store, prepare
+
+
+def record(name, seed, seconds=10, fs=500, codes=("426783006",)):
+    "Smooth noise that obeys Einthoven and Goldberger."
+    rng = np.random.default_rng(seed)
+    x = np.cumsum(rng.normal(0, 0.02, (12, int(seconds * fs))), axis=1)
+    x -= np.linspace(0, 1, x.shape[1]) * x[:, -1:]
+    one, two = x[0], x[1]
+    x[2:6] = two - one, -(one + two) / 2, one - two / 2, two - one / 2
+    return Record(name, x.astype(np.float32), fs, 50 + seed % 40, "Male", codes)
+
+
+def database(root, n=8):
+    for k in range(n): write_record(root / "training" / "ward" / "g1", record(f"W{k:04d}", k))
+    return root
+
+
+def edit(header, old, new):
+    text = header.read_text()
+    assert old in text, (old, text[:200])
+    header.write_text(text.replace(old, new))
+
+
+def drop_lead(header, count):
+    "Take the last leads out of header and signal, consistently."
+    r = read_record(header)
+    lines = header.read_text().splitlines()
+    lines[0] = lines[0].replace(" 12 ", f" {12 - count} ")
+    header.write_text("\n".join(lines[:13 - count] + lines[13:]) + "\n")
+    adc = np.round(r.x[:12 - count] * 1000).astype("<i2")
+    header.with_suffix(".mat").write_bytes(header.with_suffix(".mat").read_bytes()[:24] + adc.T.tobytes())
+
+
+def rewrite(header, change):
+    "The same record with other samples."
+    r = read_record(header)
+    x = r.x.copy()
+    change(x)
+    write_record(header.parent, Record(r.name, x, r.fs, r.age, r.sex, r.codes))
+
+
+def all_missing(x): x[4] = np.nan
+def too_large(x): x *= 40 / np.abs(x).max()
+def all_flat(x): x[:] = 0.3
+
+
+SKIPPED = {  # what is done to the files of one record, and what its line in skipped.csv must say
+    "no signal file": (lambda h: h.with_suffix(".mat").unlink(), "missing"),
+    "no header": (lambda h: h.unlink(), "without a header"),
+    "cut signal file": (lambda h: h.with_suffix(".mat").write_bytes(h.with_suffix(".mat").read_bytes()[:-7]), "truncated"),
+    "empty signal file": (lambda h: h.with_suffix(".mat").write_bytes(b""), "truncated"),
+    "longer header": (lambda h: edit(h, " 500 5000", " 500 5100"), "truncated"),
+    "shorter header": (lambda h: edit(h, " 500 5000", " 500 400"), "holds more than"),
+    "other samples": (lambda h: h.with_suffix(".mat").write_bytes(h.with_suffix(".mat").read_bytes()[:-2] + b"\x11\x11"), "checksum"),
+    "a lead of missing samples": (lambda h: rewrite(h, all_missing), "lead aVL is missing"),
+    "eleven leads": (lambda h: drop_lead(h, 1), "lead V6 missing"),
+    "eight leads": (lambda h: drop_lead(h, 4), "leads V3, V4, V5, V6 missing"),
+    "no samples": (lambda h: edit(h, " 500 5000", " 500 0"), "no samples"),
+    "half a second": (lambda h: write_record(h.parent, record(h.stem, 1, seconds=0.5)), "0.50 s long"),
+    "a path that leads out": (lambda h: edit(h, f"{h.stem}.mat", f"../../{h.stem}.mat"), "outside its folder"),
+    "an absolute path": (lambda h: edit(h, f"{h.stem}.mat", "/etc/passwd"), "outside its folder"),
+    "a signal file that is a folder": (lambda h: (h.with_suffix(".mat").unlink(), h.with_suffix(".mat").mkdir()), "missing"),
+    "bytes instead of a header": (lambda h: h.write_bytes(os.urandom(500)), "first line"),
+    "an empty header": (lambda h: h.write_bytes(b""), "first line"),
+    "a huge header": (lambda h: h.write_bytes(b"# \n" * 500_000), "larger than 1 MiB"),
+    "gain zero": (lambda h: edit(h, "1000/mV", "0/mV"), "gain"),
+    "volts read as millivolts": (lambda h: rewrite(h, too_large), "unit or the gain"),
+    "no lead connected": (lambda h: rewrite(h, all_flat), "flat"),
+    "a doubled lead": (lambda h: edit(h, " V6", " V5"), "given twice"),
+    "a unit that is no voltage": (lambda h: edit(h, "/mV", "/mmHg"), "voltage"),
+    "a rate of nothing": (lambda h: edit(h, " 12 500 ", " 12 0 "), "sampling rate"),
+    "a number that is none": (lambda h: edit(h, "1000/mV 16", "1e/mV 16"), ""),
+}
+
+
+def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
+    root = database(tmp_path / "db", len(SKIPPED) + 3)
+    headers = sorted(root.rglob("*.hea"))
+    for header, (spoil, _) in zip(headers, SKIPPED.values()): spoil(header)
+    store = prepare(root, tmp_path / "store", progress=False)
+    skipped = pd.read_csv(store.folder / "skipped.csv").set_index("path")["reason"]
+    assert len(store) == 3 and len(skipped) == len(SKIPPED)
+    for header, (what, (_, said)) in zip(headers, SKIPPED.items()):
+        path = str(header.relative_to(root).with_suffix("")) + (".mat" if what == "no header" else ".hea")
+        assert said in skipped[path], (what, skipped[path])
+        assert "\n" not in skipped[path] and str(root) not in skipped[path].split(":")[0]
+    card = (store.folder / "card.md").read_text()
+    assert "outside its folder" in card
+
+
+def test_an_unreadable_file(tmp_path):
+    root = database(tmp_path / "db", 3)
+    header = next(root.rglob("W0001.hea"))
+    header.unlink()
+    header.symlink_to(tmp_path / "nowhere.hea")
+    loop = header.with_name("W0002.hea"); loop.unlink(); loop.symlink_to(loop)
+    store = prepare(root, tmp_path / "store", progress=False)
+    skipped = pd.read_csv(store.folder / "skipped.csv")
+    assert len(store) == 1 and len(skipped) == 2, skipped
+
+
+def test_what_is_odd_but_readable_is_kept(tmp_path):
+    folder = tmp_path / "db" / "ward"
+    plain = record("A", 1)
+    write_record(folder, plain)
+    shuffled = write_record(folder, record("B", 1))                                # the same leads, in another order, with their names
+    order = np.random.default_rng(0).permutation(12)
+    lines = shuffled.read_text().splitlines()
+    adc = np.round(plain.x * 1000).astype("<i2")
+    shuffled.write_text("\n".join([lines[0]] + [lines[1 + k] for k in order] + lines[13:]) + "\n")
+    shuffled.with_suffix(".mat").write_bytes(shuffled.with_suffix(".mat").read_bytes()[:24] + adc[order].T.tobytes())
+    write_record(folder, record("C", 3, codes=("999999999", "AF?")))             # codes that no table knows
+    write_record(folder, record("D", 4, seconds=1800, fs=100))                     # half an hour
+    holes = record("E", 5)
+    holes.x[2, 100:120] = np.nan
+    write_record(folder, holes)
+    write_record(folder, record("F", 6, codes=()))                                 # no diagnosis at all
+    store = prepare(tmp_path / "db", tmp_path / "store", progress=False)
+    r = store.records.set_index("name")
+    assert len(store) == 6 and len(pd.read_csv(store.folder / "skipped.csv")) == 0
+    assert r.loc["A", "hash"] == r.loc["B", "hash"] and store.groups[0] == store.groups[1] and store.folds[0] == store.folds[1]
+    assert r.loc["C", "codes"] == "999999999 AF?" and r.loc["C", "labelled"] == 1 and store.y[2].sum() == 0
+    assert "999999999 (1)" in (store.folder / "card.md").read_text()
+    assert r.loc["D", "length"] == 180_000
+    assert r.loc["E", "missing"] > 0 and np.isfinite(store.x(4)).all()
+    assert r.loc["F", "labelled"] == 0
+    assert sum(len(v) for v in store.split(0).values()) == 5 and sum(len(v) for v in store.split(0, labelled=False).values()) == 6
+
+
+def test_nothing_usable_is_one_clear_error(tmp_path):
+    root = database(tmp_path / "db", 2)
+    for header in root.rglob("*.hea"): header.with_suffix(".mat").unlink()
+    with pytest.raises(ValueError, match="none of the 2 files can be used"): prepare(root, tmp_path / "store", progress=False)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
+    root = database(tmp_path / "db", 2)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not a store"): prepare(root, tmp_path / "thesis", overwrite=True, progress=False)
+    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
+
+
+def prepare_in_a_process(root, store, before=""):
+    code = f"import resource\n{before}\nfrom ecgmm.store import ecgmm_prepare\necgmm_prepare({str(root)!r}, {str(store)!r}, workers=1)"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_full_disk(tmp_path):
+    root = database(tmp_path / "db", 8)                                            # 8 records of 24 kB in a shard
+    p = prepare_in_a_process(root, tmp_path / "store", "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))")
+    said = p.communicate()[0]
+    assert p.returncode == 1 and "no space left" in said and "run again" in said and "Traceback" not in said, said
+    assert not (tmp_path / "store").exists()
+    assert len(prepare(root, tmp_path / "store", progress=False)) == 8
+
+
+def test_killed_in_the_middle_and_resumed(tmp_path):
+    root = database(tmp_path / "db", 520)                                          # three shards
+    whole = prepare(root, tmp_path / "whole", progress=False, workers=2)
+    p = prepare_in_a_process(root, tmp_path / "store")
+    first = tmp_path / "store.part" / "shard-000.json"
+    while not first.exists() and p.poll() is None: time.sleep(0.01)
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert not (tmp_path / "store").exists() and first.exists()
+    made = first.with_suffix(".npy").stat().st_mtime_ns
+    store = prepare(root, tmp_path / "store", progress=False)
+    assert (store.folder / "shard-000.npy").stat().st_mtime_ns == made             # not done again
+    for k in range(3): assert (store.folder / f"shard-{k:03d}.npy").read_bytes() == (whole.folder / f"shard-{k:03d}.npy").read_bytes()
+    for name in ("records.csv", "folds.csv", "skipped.csv"): assert (store.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert store.meta == whole.meta                                                # one worker or two
+    assert not (tmp_path / "store.part").exists()
+
+
+def test_changed_files_are_noticed(tmp_path):
+    root = database(tmp_path / "db", 4)
+    prepare(root, tmp_path / "store", progress=False)
+    write_record(root / "training" / "ward" / "g1", record("W0009", 9))
+    with pytest.raises(ValueError, match="other files or options"): prepare(root, tmp_path / "store", progress=False)
+    assert len(prepare(root, tmp_path / "store", overwrite=True, progress=False)) == 5
+
+
+def test_a_damaged_store_says_so(tmp_path):
+    store = prepare(database(tmp_path / "db", 4), tmp_path / "store", progress=False)
+    for change, said in ((lambda m: m.update(leads=list(LEADS)[::-1]), "leads"), (lambda m: m.update(fs=500), "fs"), (lambda m: m.update(version=99), "version"),
+                         (lambda m: m.update(shards=[17]), "int16")):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True); shutil.copytree(store.folder, copy)
+
+        meta = json.loads((copy / "meta.json").read_text()); change(meta); (copy / "meta.json").write_text(json.dumps(meta))
+        with pytest.raises(ValueError, match=said): Store(copy)
+    (store.folder / "shard-000.npy").write_bytes(b"\x93NUMPY garbage")
+    with pytest.raises(ValueError): Store(store.folder)
