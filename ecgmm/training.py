@@ -136,7 +136,7 @@ def _read_checkpoint(path):
 def _load_checkpoint(path, method, optimizer, settings):
     "Put a checkpoint back into method and optimiser, if it belongs to the same run; returns its history, best weights and their figure."
     told, tensors = _read_checkpoint(path)
-    for key, value in json.loads(json.dumps(settings)).items():
+    for key, value in settings.items():
         if told["settings"].get(key) != value: raise ValueError(f"{path}: cannot resume: it was made with {key}={told['settings'].get(key)}, this run has {key}={value}")
     part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     here, there = method.state_dict(), part("model/")
@@ -168,7 +168,7 @@ def _exactly(batches, n):
     "The n batches of an epoch; an error if there are fewer or more, since the schedules count on n."
     i = -1
     for i, batch in enumerate(batches):
-        if i >= n: raise ValueError(f"fit: len(batches) is {n}, but batches.epoch gave more")
+        if i == n: raise ValueError(f"fit: len(batches) is {n}, but batches.epoch gave more")
         yield i, batch
     if i + 1 != n: raise ValueError(f"fit: len(batches) is {n}, but batches.epoch gave {i + 1}")
 
@@ -248,6 +248,7 @@ def fit(
     _check_settings(epochs, n, precision, folder, resume, evaluate, best_by, accelerator)
     settings = dict(epochs=epochs, steps=n, lr=lr, final_lr=final_lr, warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed,
                     precision=precision, best_by=best_by, processes=accelerator.num_processes, rates=getattr(method, "rates", {}))
+    settings = json.loads(json.dumps(settings, default=float))                                  # as they will be read back
     optimizer = torch.optim.AdamW(_param_groups(method.to(accelerator.device), weight_decay), lr=lr)
     history, best, figure, checkpoint = [], {}, None, Path(folder or ".") / "checkpoint.safetensors"
     if folder and resume and checkpoint.is_file(): history, best, figure = _load_checkpoint(checkpoint, method, optimizer, settings)
