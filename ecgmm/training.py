@@ -196,7 +196,7 @@ def _train_epoch(model, optimizer, batches, epoch, epochs, seed, rate, clip, acc
         bar.update()
     means = {k: sum(v) / len(v) for k, v in seen.items()}
     if world > 1: means = dict(zip(means, accelerator.reduce(torch.tensor(list(means.values()), device=accelerator.device), "mean").tolist()))
-    return means | {"lr": lr}
+    return means | {"lr": float(lr)}
 
 # %% ../nbs/11_training.ipynb #cc7ba4ee
 def _check_settings(epochs, n, precision, folder, resume, evaluate, best_by, accelerator):
