@@ -20,7 +20,7 @@ demo: .venv/.installed  ## simulate a database, train on it, and write a report 
 	$(BIN)/ecgmm_demo --out $(DEMO)
 
 test: .venv/.installed  ## every notebook, the repository's own rules, and the end-to-end tests, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q --durations=15
 
 lab: .venv/.installed  ## open the notebooks
 	$(BIN)/jupyter lab nbs

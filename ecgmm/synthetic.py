@@ -66,7 +66,7 @@ _BASE = {    # each wave: ms from the main peak, sd in ms, mV along the electric
     "LBBB": [(-45, 12, 0.15, 0.05), (-18, 17, 0.85, -0.6), (26, 19, 0.9, -0.85)],                         # no septal q, two slow humps
     "NSIVCB": [(-34, 10, -0.15, 0.24), (-9, 10, 0.8, 0.0), (17, 11, 0.7, -0.4), (38, 11, 0.2, -0.6), (54, 11, -0.25, -0.1)]}
 _LATE = {    # a late wave in the body's own directions: ms, sd in ms, x, y, z in mV
-    "RBBB": (58, 16, -0.42, 0.03, 0.65), "IRBBB": (42, 9, -0.20, -0.03, 0.36)}
+    "RBBB": (58, 16, -0.42, 0.03, 0.78), "IRBBB": (42, 9, -0.20, -0.03, 0.36)}
 _WIDTH = {   # QRS duration in s; AHA 2009: incomplete block from 0.11 (before: 0.10), complete from 0.12
     "normal": (0.080, 0.102), "LAnFB": (0.086, 0.110), "IRBBB": (0.101, 0.113), "RBBB": (0.126, 0.158), "LBBB": (0.132, 0.165), "NSIVCB": (0.126, 0.150)}
 
@@ -104,8 +104,11 @@ def _qrs(c, rng, age):
     base = np.array(_BASE[kind])
     base[:, 2:] *= rng.lognormal(0, 0.12, (len(base), 2))
     axis, width = _axis(c, rng, age), rng.uniform(*_WIDTH[late or kind])
-    rows = np.column_stack([base[:, :2], base[:, 2:3] * _direction(axis)])
-    rows[:, 4] = base[:, 3]
+    tilt = np.radians(rng.normal(0, 8, len(base)) + base[:, 0] * rng.normal(0, 0.9))   # the loop turns in the frontal plane
+    along, across = base[:, 2] * np.cos(tilt), base[:, 2] * np.sin(tilt)
+    axis_now = np.degrees(np.arctan2(base[:, 1] @ across, base[:, 1] @ along))
+    frontal = np.outer(along, _direction(axis - axis_now)) + np.outer(across, _direction(axis - axis_now + 90))
+    rows = np.column_stack([base[:, :2], frontal[:, :2], base[:, 3]])
     if late: rows = np.vstack([rows, (*_LATE[late][:2], *np.array(_LATE[late][2:]) * rng.lognormal(0, 0.15))])
     if "QAb" in c:
         site = "anterior" if "LAnFB" in c else rng.choice([s for s in _AWAY if s != "inferior" or 40 < axis < 100])
@@ -184,22 +187,27 @@ def _chest(rng):
     return torso
 
 
+def _gains(c, rng, sex, seen):
+    "Factors of QRS and T, given what the twelve leads see of the QRS from peak to peak (mV)."
+    limb, chest = seen[:6].max(), seen[6:].max()
+    if "LQRSV" in c: return 2 * [rng.uniform(0.75, 0.92) * min(0.5 / limb, 1 / chest)]
+    gain = rng.lognormal(0, 0.2) * (0.92 if sex == "Female" else 1) * (1.9 if "LVH" in c else 1)
+    gain = np.clip(gain, 0.75 / limb, max(0.75 / limb, 4 / chest))
+    return gain, np.clip(gain, 0.6, 1.3)
+
+# %% ../nbs/01_synthetic.ipynb #2b63c316
 def make_heart(
     classes,                   # abbreviations of the classes
     rng: np.random.Generator,
-    age: float = 60,           # years
+    age: float = 60,           # years; NaN is taken for 60
     sex: str = "Male",         # "Male" or "Female"
 ) -> Heart:
     "Draw one patient's heart and chest."
     c, age = set(classes), 60 if np.isnan(age) else age
     torso, qrs, ectopic = _chest(rng), _qrs(c, rng, age), _ectopic(c, rng)
     t, ectopic_t = _t(c, rng, qrs, bool(c & {"LBBB", "RBBB"})), _t(set(), rng, ectopic, True)
-    own = ectopic if "PR" in c else qrs
-    seen = np.ptp(electrodes_to_leads(torso @ sum_of_waves(own + (0.2, 0, 0, 0, 0, 0), 400, 1000)), axis=1)
-    limb, chest = seen[:6].max(), seen[6:].max()
-    gain = rng.lognormal(0, 0.2) * (0.92 if sex == "Female" else 1) * (1.9 if "LVH" in c else 1)   # LVH, thick walls: an unscored finding
-    gain = rng.uniform(0.75, 0.92) * min(0.5 / limb, 1 / chest) if "LQRSV" in c else np.clip(gain, 0.75 / limb, max(0.75 / limb, 4 / chest))
-    t_gain = gain if "LQRSV" in c else np.clip(gain, 0.6, 1.3)
+    own = (ectopic if "PR" in c else qrs) + (0.2, 0, 0, 0, 0, 0)
+    gain, t_gain = _gains(c, rng, sex, np.ptp(electrodes_to_leads(torso @ sum_of_waves(own, 400, 1000)), axis=1))
     for waves, g in ((qrs, gain), (ectopic, gain), (t, t_gain), (ectopic_t, gain)): waves[:, 3:] *= g
     p = _p(rng) * (1, 1, 1, *[np.clip(gain, 0.3, 1.5) ** 0.5] * 3)
     return Heart(qrs, t, ectopic, ectopic_t, p, *_intervals(c, rng, age, sex), torso)
@@ -238,8 +246,8 @@ def _premature(t, p, kind, which, seconds, rng):
     rr, busy = np.median(np.diff(t)), {"atrial", "ventricular"}
     wanted, made = max(1, rng.poisson(seconds / 10 * rng.uniform(0.8, 2.2))), 0
     for k in rng.permutation(np.flatnonzero((t > 1.5 * rr) & (t < seconds - 1.2 * rr))):
-        early = t[k] - t[k - 1] - max(rng.uniform(0.55, 0.72) * (t[k] - t[k - 1]), 0.36)           # no earlier than the refractory period allows
-        if made == wanted or early < 0.06 or busy & set(kind[max(k - 2, 0):k + 3]): continue
+        early = t[k] - t[k - 1] - max(rng.uniform(0.55, 0.72) * (t[k] - t[k - 1]), 0.31)           # no earlier than the refractory period allows
+        if made == wanted or early < 0.04 or busy & set(kind[max(k - 2, 0):k + 3]): continue
         kind[k], made = which, made + 1
         if which == "ventricular": t[k] -= early
         else:
@@ -249,7 +257,7 @@ def _premature(t, p, kind, which, seconds, rng):
             p -= shift
             p[k] = np.nan                                                                          # its P is not the sinus node's
 
-
+# %% ../nbs/01_synthetic.ipynb #0172e4cb
 def make_rhythm(
     classes,                   # abbreviations of the classes
     seconds: float,            # length of the record
@@ -299,7 +307,7 @@ def _flutter(t, turn, rng):
 
 def _fibrillation(t, rng):
     "Several wandering wavelets, each with a wobbling rate and size of its own."
-    f, size, out = rng.uniform(5, 7.5), rng.uniform(0.04, 0.08), np.zeros((3, len(t)))
+    f, size, out = rng.uniform(5, 7.5), rng.uniform(0.03, 0.06), np.zeros((3, len(t)))
     for _ in range(4):
         rate, slow, depth, (a, b, c) = f * rng.uniform(0.82, 1.18), rng.uniform(2, 7), rng.uniform(0.5, 2), rng.uniform(0, 7, 3)
         wave = np.sin(2 * np.pi * rate * t + depth * np.sin(slow * t + a) + b) * (1 + 0.6 * np.sin(0.37 * slow * t + c))
@@ -315,7 +323,7 @@ def _spikes(heart, rhythm, lead, fs, rng):
     if len(rhythm.p) == len(rhythm.t): parts.append(_put(spike * (1, 1, 1, 0.5, 0.5, 0.5), paced + lead + _edges(heart.p)[0] - 0.01))
     return parts
 
-
+# %% ../nbs/01_synthetic.ipynb #2c3bd659
 def heart_dipole(
     heart: Heart,              # shapes and intervals
     rhythm: Rhythm,            # times
