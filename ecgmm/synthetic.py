@@ -104,7 +104,8 @@ def _qrs(c, rng, age):
     base = np.array(_BASE[kind])
     base[:, 2:] *= rng.lognormal(0, 0.12, (len(base), 2))
     axis, width = _axis(c, rng, age), rng.uniform(*_WIDTH[late or kind])
-    tilt = np.radians(rng.normal(0, 8, len(base)) + base[:, 0] * rng.normal(0, 0.9))   # the loop turns in the frontal plane
+    turn = rng.uniform(-0.8, 0.8) if kind == "normal" else rng.uniform(-0.2, 0.2)   # degrees per ms: the loop turns in the frontal plane
+    tilt = np.radians(rng.normal(0, 6, len(base)) + turn * base[:, 0])
     along, across = base[:, 2] * np.cos(tilt), base[:, 2] * np.sin(tilt)
     axis_now = np.degrees(np.arctan2(base[:, 1] @ across, base[:, 1] @ along))
     frontal = np.outer(along, _direction(axis - axis_now)) + np.outer(across, _direction(axis - axis_now + 90))
@@ -128,7 +129,7 @@ def _ectopic(c, rng):
     towards /= np.linalg.norm(towards)
     rows = np.array([(-22, 16, *0.75 * towards), (16, 18, *towards), (55, 14, *-0.15 * towards)])
     rows[:, 2:] += 0.08 * np.array([(1,), (-1,), (1,)]) * np.roll(towards, 1)                   # the loop is not quite flat
-    rows[:, 2:] *= rng.uniform(1.1, 1.6)
+    rows[:, 2:] *= rng.uniform(1.1, 1.6) * (1 if "PR" in c else 1.3)                            # nothing in the other ventricle cancels it
     return _stretch(rows, rng.uniform(0.145, 0.180))
 
 # %% ../nbs/01_synthetic.ipynb #fe86e9f2
