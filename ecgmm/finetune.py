@@ -57,10 +57,10 @@ def finetune(
     fold: int = 0,               # the test fold; the next one is tune
     modality: str = "signal",    # or "spectrogram"
     encoder: str = None,         # see `make_encoder`; the paper's for the modality if None
-    epochs: int = 30,            # passes over the train recordings (the paper: 100)
-    batch_size: int = 64,        # windows (the paper: 128 recordings of 5 windows)
+    epochs: int = 10,            # passes over the train recordings (the paper: 100)
+    batch_size: int = 32,        # windows (the paper: 128 recordings of 5 windows)
     per_record: int = 5,         # windows of each recording in an epoch (the paper's)
-    lr: float = 1e-3,            # highest rate of AdamW (the paper: 5e-3 with Adam)
+    lr: float = 3e-3,            # highest rate of AdamW (the paper: 5e-3 with Adam)
     weight_decay: float = 0.01,  # on weights, not on norms and biases (the paper: none)
     dropout: float = 0.0,        # in the head (the paper: none)
     best_by: str = "auroc",      # figure of the tune fold that chooses the epoch: "auroc" or "auprc"
@@ -71,6 +71,7 @@ def finetune(
     progress: bool = True,       # show a bar
 ) -> dict:                       # threshold, reports on test and tune, history
     "Train a classifier on one fold, score it, and leave a model folder with its predictions."
+    if modality not in ENCODERS: raise ValueError(f"finetune: a modality signal or spectrogram is needed, got {modality!r}")
     folder, rows, device = Path(folder), store.split(fold), "cpu" if cpu or not torch.cuda.is_available() else "cuda"
     for role, r in rows.items():
         if len(r) == 0: raise ValueError(f"finetune: fold {fold} of {store.folder} has no labelled recording in the role {role}")
@@ -110,15 +111,15 @@ def _plain(value):
 # %% ../nbs/30_finetune.ipynb #5c8a9032
 @call_parse
 def ecgmm_finetune(
-    store: str,                   # folder that ecgmm_prepare made
-    out: str,                     # folder for model, history and predictions
+    store: str = "store",         # folder that ecgmm_prepare made
+    out: str = None,              # folder for model, history and predictions; models/MODALITY-foldN if not given
     modality: str = "signal",     # signal or spectrogram
     fold: int = 0,                # test fold, 0 to 9; the next one is tune
     encoder: str = None,          # xresnet1d50, xresnet1d_small, se_resnet34, se_resnet_small; the paper's if not given
-    epochs: int = 30,             # passes over the train recordings
-    batch_size: int = 64,         # windows in a batch
+    epochs: int = 10,             # passes over the train recordings
+    batch_size: int = 32,         # windows in a batch
     per_record: int = 5,          # windows of each recording in an epoch
-    lr: float = 1e-3,             # highest rate
+    lr: float = 3e-3,             # highest rate
     weight_decay: float = 0.01,   # of AdamW, on weights
     dropout: float = 0.0,         # in the head, 0 to 1
     best_by: str = "auroc",       # figure of tune that chooses the epoch: auroc or auprc
@@ -128,6 +129,7 @@ def ecgmm_finetune(
     resume: bool = False,         # go on from the last whole epoch
 ):
     "Train a classifier on the train recordings of a fold, choose on tune, report on test."
+    out = out or f"models/{modality}-fold{fold}"
     try: r = finetune(Store(store), out, fold, modality, encoder, epochs, batch_size, per_record, lr, weight_decay, dropout, best_by, seed, precision, cpu, resume)
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_finetune: {e}")
     print(f"{modality}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}")

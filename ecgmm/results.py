@@ -211,17 +211,17 @@ def read_study(
 # %% ../nbs/60_results.ipynb #86dc7df5
 @call_parse
 def ecgmm_reproduce(
-    store: str,                                   # folder that ecgmm_prepare made
-    out: str,                                     # folder for the runs, scores.csv and the report; a stopped study continues here
+    store: str = "store",                         # folder that ecgmm_prepare made
+    out: str = "study",                           # folder for the runs, scores.csv and the report; a stopped study continues here
     folds: str = "0,1,2,3,4,5,6,7,8,9",           # test folds
     modalities: str = "signal,spectrogram",       # which
     seeds: str = "0",                             # of the training
     signal_encoder: str = "xresnet1d50",          # or xresnet1d_small
     spectrogram_encoder: str = "se_resnet34",     # or se_resnet_small
-    epochs: int = 30,                             # passes over the train recordings
-    batch_size: int = 64,                         # windows in a batch
+    epochs: int = 10,                             # passes over the train recordings
+    batch_size: int = 32,                         # windows in a batch
     per_record: int = 5,                          # windows of each recording in an epoch
-    lr: float = 1e-3,                             # highest rate
+    lr: float = 3e-3,                             # highest rate
     cpu: bool = False,                            # leave an accelerator alone
 ):
     "Train and score both modalities over folds, and write the report."
@@ -231,7 +231,8 @@ def ecgmm_reproduce(
         settings = {"signal": common | dict(encoder=signal_encoder), "spectrogram": common | dict(encoder=spectrogram_encoder)}
         prepared = Store(store)
         scores = study(prepared, out, numbers(folds), modalities.split(","), numbers(seeds), settings)
-        (Path(out) / "circumstances.json").write_text(json.dumps(circumstances() | dict(settings=settings, store_folds=prepared.meta["fold_hash"], seeds=seeds), indent=1))
+        where = circumstances() | dict(settings=settings, store_folds=prepared.meta["fold_hash"], recordings=len(prepared))
+        (Path(out) / "circumstances.json").write_text(json.dumps(where, indent=1))
         page = write_report(prepared, out, Path(out) / "report", f"Study of {Path(store).name}", "Supervised classifiers from scratch.")
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_reproduce: {e}")
     print(summary(scores).to_string())
@@ -251,9 +252,9 @@ def ecgmm_demo(
         if not (out / "hospitals" / "done").is_file():
             synthesize(out / "hospitals", n=n, seed=seed)
             (out / "hospitals" / "done").write_text(f"{n} {seed}")
-        store = prepare(out / "hospitals", out / "store")
+        store = prepare(out / "hospitals", out / "store", patients=out / "hospitals" / "patients.csv")
         print(source_table(store.records).to_string())
-        common = dict(epochs=epochs, lr=3e-3, cpu=not torch.cuda.is_available())
+        common = dict(epochs=epochs, cpu=not torch.cuda.is_available())
         settings = {"signal": common | dict(encoder="xresnet1d_small"), "spectrogram": common | dict(encoder="se_resnet_small")}
         scores = study(store, out / "study", (0,), seeds=(seed,), settings=settings)
         page = write_report(store, out / "study", out / "report", "ecgmm on simulated recordings",

@@ -337,8 +337,8 @@ def _finish(target, done, lost, who, settings):
 # %% ../nbs/06_store.ipynb #9b35045c
 @call_parse
 def ecgmm_prepare(
-    data: str,                   # folder with WFDB records (.hea and their signal files) at any depth, or several with commas between
-    store: str,                  # folder of the store to make
+    data: str = "data",          # folder with WFDB records (.hea and their signal files) at any depth, or several with commas between
+    store: str = "store",        # folder of the store to make
     denoise: bool = False,       # remove baseline wander: zero-phase high-pass at 0.5 Hz
     derive: bool = False,        # compute missing limb leads (III, aVR, aVL, aVF) from two present ones
     max_missing: float = 0.05,   # largest share of missing samples in a lead that is bridged, 0 to 1

@@ -1,0 +1,68 @@
+"The way of a user: the commands, one after the other, in processes of their own."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ecgmm.metrics import report
+from ecgmm.models import load_model
+from ecgmm.store import Store
+
+BIN = Path(sys.executable).parent
+
+
+def run(command, *args, cwd, fails=False):
+    done = subprocess.run([str(BIN / command), *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_from_files_to_a_scored_model(tmp_path):
+    run("ecgmm_synthesize", "--out", "data", "--n", 90, cwd=tmp_path)
+    said = run("ecgmm_prepare", "--patients", "data/patients.csv", cwd=tmp_path)                    # data -> store, by default
+    store = Store(tmp_path / "store")
+    assert f"{len(store)} recordings in store" in said and (tmp_path / "store" / "card.md").is_file()
+    patients = pd.read_csv(tmp_path / "data" / "patients.csv")
+    who = store.records["name"].map(dict(zip(patients["record"].astype(str), patients["patient"].astype(str))))
+    assert (pd.Series(store.folds).groupby(who.to_numpy()).nunique() == 1).all()
+    said = run("ecgmm_finetune", "--modality", "spectrogram", "--encoder", "se_resnet_small", "--fold", 3, "--epochs", 1, "--cpu", cwd=tmp_path)
+    out = tmp_path / "models" / "spectrogram-fold3"
+    model, config = load_model(out / "model")
+    assert config["folds"]["test"] == 3 and config["folds"]["tune"] == 4 and config["folds"]["hash"] == store.meta["fold_hash"]
+    saved = np.load(out / "predictions.npz", allow_pickle=False)
+    assert list(saved["test_rows"]) == list(store.split(3)["test"])
+    again = report(saved["test_y"], saved["test_prob"], saved["test_prob"] >= config["thresholds"][0])
+    printed = json.loads(said.strip().splitlines()[-1])
+    for name, value in again.items(): assert np.isclose(printed[name], value, atol=1e-4, equal_nan=True)
+    said = run("ecgmm_finetune", "--modality", "spectrogram", "--encoder", "se_resnet_small", "--fold", 3, "--epochs", 2, "--cpu", "--resume", cwd=tmp_path, fails=True)
+    assert "cannot resume" in said and "epochs" in said
+
+
+def test_the_demo_and_its_second_call(tmp_path):
+    said = run("ecgmm_demo", "--out", "demo", "--n", 90, "--epochs", 1, cwd=tmp_path)
+    page = tmp_path / "demo" / "report" / "index.html"
+    assert str(page.relative_to(tmp_path)) in said
+    text = page.read_text()
+    assert text.count("<img") == 6 and "a simulator, not of patients" in text and "nan" not in text.split("<h2>Training")[0].split("Scores")[1].lower()
+    scores = pd.read_csv(tmp_path / "demo" / "study" / "scores.csv")
+    assert list(scores["modality"]) == ["signal", "spectrogram"]
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("model.safetensors")}
+    run("ecgmm_demo", "--out", "demo", "--n", 90, "--epochs", 1, cwd=tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("model.safetensors")} == made   # nothing is trained twice
+
+
+def test_wrong_words_get_clear_answers(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no WFDB header" in run("ecgmm_prepare", "--data", "empty", cwd=tmp_path, fails=True)
+    assert "is not a folder" in run("ecgmm_prepare", "--data", "nowhere", cwd=tmp_path, fails=True)
+    assert "not a store" in run("ecgmm_finetune", "--store", "empty", cwd=tmp_path, fails=True)
+    run("ecgmm_synthesize", "--out", "data", "--n", 40, cwd=tmp_path)
+    run("ecgmm_prepare", cwd=tmp_path)
+    assert "fold from 0 to 9" in run("ecgmm_finetune", "--fold", 10, cwd=tmp_path, fails=True)
+    assert "spectrogram" in run("ecgmm_finetune", "--modality", "smell", cwd=tmp_path, fails=True)
+    assert "se_resnet34" in run("ecgmm_finetune", "--encoder", "transformer", cwd=tmp_path, fails=True)
