@@ -106,11 +106,11 @@ def real_data() -> Path | None:  # the folder, or None where there is none
     return None
 
 # %% ../nbs/00_data.ipynb #d0d9f8bb
-_RECORD_LINE = re.compile(r"(?P<name>[^\s/]+)\s+(?P<n_sig>\d+)\s+(?P<fs>[\d.eE+]+)\S*\s+(?P<n>\d+)(\s.*)?$")
-_SIGNAL_LINE = re.compile(
+_RECORD_LINE = re.compile(r"(?P<name>[^\s/]+)\s+(?P<n_sig>\d+)\s+(?P<fs>[\d.eE+]+)(/\S+)?(\s+(?P<n>\d+)(\s.*)?)?$")
+_SIGNAL_LINE = re.compile(  # all that follows the format may be left out from some point on
     r"(?P<file>\S+)\s+(?P<fmt>\d+)(x(?P<spf>\d+))?(:(?P<skew>\d+))?(\+(?P<offset>\d+))?"
-    r"\s+(?P<gain>[-\d.eE+]+)(\((?P<baseline>-?\d+)\))?(/(?P<unit>\S+))?"
-    r"\s+(?P<bits>\d+)\s+(?P<zero>-?\d+)\s+(?P<first>-?\d+)\s+(?P<checksum>-?\d+)\s+(?P<block>\d+)\s+(?P<lead>\S.*?)\s*$")
+    r"(\s+(?P<gain>[-\d.eE+]+)(\((?P<baseline>-?\d+)\))?(/(?P<unit>\S+))?(\s+(?P<bits>\d+)(\s+(?P<zero>-?\d+)"
+    r"(\s+(?P<first>-?\d+)(\s+(?P<checksum>-?\d+)(\s+(?P<block>\d+)(\s+(?P<lead>\S.*?))?)?)?)?)?)?)?\s*$")
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}  # unit, in lower case -> mV
 
 
@@ -128,12 +128,13 @@ def _parse_header(path):
     return record.groupdict(), [s.groupdict() for s in signals], comments
 
 # %% ../nbs/00_data.ipynb #8c220bbc
-_INVALID = -32768  # WFDB's mark for "no sample" in 16-bit formats
+_INVALID = -32768  # WFDB's mark for "no sample" in 16-bit formats; in others, too, the lowest number that fits
+_BITS = {"80": 8, "310": 10, "311": 10, "212": 12, "24": 24, "524": 24, "32": 32}  # of the formats that are not of 16 bits
 
 
 def _read_samples(path, record, signals):
     "(n_sig, n) float32 ADC units less the baseline's zero, NaN where the file marks a sample as invalid."
-    n, n_sig = int(record["n"]), len(signals)
+    n_sig = len(signals)
     files = {s["file"] for s in signals}
     for name in files:
         if name != Path(name).name or "\\" in name or name in ("..", "."):
@@ -142,19 +143,24 @@ def _read_samples(path, record, signals):
     if plain:
         file, offset = path.parent / signals[0]["file"], int(signals[0]["offset"] or 0)
         if not file.is_file(): raise ValueError(f"{path}: its signal file {file.name} is missing")
-        needed, found = offset + 2 * n * n_sig, file.stat().st_size
+        found = file.stat().st_size
+        n = int(record["n"] or (found - offset) // (2 * n_sig))           # the length may be left to the file
+        needed = offset + 2 * n * n_sig
         if found < needed: raise ValueError(f"{path}: {file.name} is truncated: {needed} bytes needed for {n} samples of {n_sig} leads, {found} found")
         if found >= needed + 2 * n_sig: raise ValueError(f"{path}: {file.name} holds more than the {n} samples that the header announces: {found} bytes, {needed} needed")
         raw = np.fromfile(file, "<i2", count=n * n_sig, offset=offset).reshape(n, n_sig)
     else:
-        raw = wfdb.rdrecord(str(path.with_suffix("")), physical=False).d_signal
+        try: raw = wfdb.rdrecord(str(path.with_suffix("")), physical=False).d_signal
+        except Exception as e: raise ValueError(f"{path}: WFDB cannot read its signal file: {type(e).__name__}: {e}") from e
+    if len(raw) == 0: raise ValueError(f"{path}: the record has no samples")
     for k, s in enumerate(signals):
-        if raw[0, k] != int(s["first"]): raise ValueError(f"{path}: lead {s['lead']} starts with {raw[0, k]}, the header says {s['first']}")
+        if s["first"] is not None and raw[0, k] != int(s["first"]): raise ValueError(f"{path}: lead {s['lead']} starts with {raw[0, k]}, the header says {s['first']}")
     sums = raw.sum(axis=0, dtype=np.int64)
     for total, s in zip(sums, signals):
-        if (total - int(s["checksum"])) % 65536: raise ValueError(f"{path}: the checksum of lead {s['lead']} does not fit its samples")
+        if s["checksum"] is not None and (total - int(s["checksum"])) % 65536: raise ValueError(f"{path}: the checksum of lead {s['lead']} does not fit its samples")
     samples = np.ascontiguousarray(raw.T, dtype=np.float32)
-    if raw.min() == _INVALID: samples[raw.T == _INVALID] = np.nan
+    invalid = np.array([_INVALID if s["fmt"] not in _BITS else -(1 << (_BITS[s["fmt"]] - 1)) for s in signals])
+    if (raw.min(axis=0) == invalid).any(): samples[raw.T == invalid[:, None]] = np.nan
     return samples
 
 # %% ../nbs/00_data.ipynb #6db747ec
@@ -213,16 +219,17 @@ def read_record(
     except OSError as e: raise ValueError(f"{path}: cannot be read: {e.strerror}") from e
     fs = float(record["fs"])
     if not 1 <= fs <= 100_000: raise ValueError(f"{path}: a sampling rate between 1 and 100,000 Hz is needed, got {record['fs']}")
-    if int(record["n"]) == 0: raise ValueError(f"{path}: the record has no samples")
+    if record["n"] is not None and int(record["n"]) == 0: raise ValueError(f"{path}: the record has no samples")
     scale = []
     for s in signals:
-        unit, gain = (s["unit"] or "mV"), float(s["gain"])
+        if s["gain"] is None or s["lead"] is None: raise ValueError(f"{path}: gain and name are needed for each lead, one of {s['file']}'s lines has none")
+        unit, gain = s["unit"] or "mV", float(s["gain"])
         if unit.lower() not in _TO_MV: raise ValueError(f"{path}: lead {s['lead']} is in {unit!r}, a voltage is needed (mV, uV or V)")
         if not (np.isfinite(gain) and gain > 0): raise ValueError(f"{path}: the gain of lead {s['lead']} is {s['gain']}, a positive number of units per mV is needed")
         scale.append(_TO_MV[unit.lower()] / gain)
     try: samples = _read_samples(path, record, signals)
     except OSError as e: raise ValueError(f"{path}: its signal file cannot be read: {e.strerror or e}") from e
-    zero = np.array([int(s["baseline"] if s["baseline"] is not None else s["zero"]) for s in signals], np.float32)
+    zero = np.array([int(s["baseline"] or s["zero"] or 0) for s in signals], np.float32)
     x = (samples - zero[:, None]) * np.array(scale, np.float32)[:, None]
     try: x = standard_leads(x, [s["lead"] for s in signals], derive)
     except ValueError as e: raise ValueError(f"{path}: {e}") from e

@@ -140,8 +140,12 @@ def plot_classes(
 # %% ../nbs/60_results.ipynb #42a5db07
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;color:#1a1a2e}
 h1{margin-bottom:.2rem}h2{margin-top:2.4rem;border-bottom:1px solid #ddd}img{max-width:100%}figure{margin:1rem 0}
-table{border-collapse:collapse;font-size:.85rem;margin:.6rem 0}td,th{padding:.25rem .6rem;border-bottom:1px solid #e4e4ec;text-align:right;white-space:nowrap}
+table{border-collapse:collapse;font-size:.8rem;margin:.6rem 0}td,th{padding:.25rem .5rem;border-bottom:1px solid #e4e4ec;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}.note{color:#555;font-size:.9rem}.scroll{overflow-x:auto}"""
+
+
+_NAMES = dict(auroc="AUROC", auprc="AUPRC", accuracy="accuracy (all 24 classes right)", f_measure="F1", f_beta="F2", g_beta="G2", challenge="Challenge score",
+              auroc_3="AUROC, classes with at least 3 positives", auprc_3="AUPRC, classes with at least 3 positives")
 
 
 def _figure(fig, text=""):
@@ -161,7 +165,7 @@ def _examples(store, out, n=4):
     y, prob, t = saved["test_y"], saved["test_prob"], done["threshold"]
     named = lambda mask: " ".join(np.array(ABBREVIATIONS)[mask]) or "none"
     seen, parts = set(), []
-    for i in np.argsort(-y.sum(1), kind="stable"):
+    for i in np.argsort(-y.sum(1, dtype=int), kind="stable"):
         if named(y[i] > 0) in seen or len(parts) == n: continue
         seen.add(named(y[i] > 0))
         top = prob[i].argsort()[::-1][:5]
@@ -185,9 +189,8 @@ def write_report(
     parts = [f"<h1>{esc(title)}</h1><p class='note'>{esc(note)}</p>",
              f"<p>{len(store)} recordings from {store.records['source'].nunique()} sources; test folds {', '.join(map(str, sorted(scores['fold'].unique())))} of {store.meta['n_folds']}, "
              f"seeds {', '.join(map(str, sorted(scores['seed'].unique())))}. Weights from <b>train</b>, epoch and threshold from <b>tune</b>, figures on <b>test</b>.</p>",
-             "<h2>Scores</h2>", _table(summary(scores)),
-             "<p class='note'>Mean ± standard deviation over runs. F and G: the Challenge's F₂ and G₂ are <code>f_beta</code> and <code>g_beta</code>; <code>accuracy</code> is an exact match of all 24 classes; "
-             "<code>auroc_3</code>, <code>auprc_3</code>: over classes with at least three positives in the test fold.</p>",
+             "<h2>Scores</h2>", _table(summary(scores).rename(columns=_NAMES).T),
+             "<p class='note'>Mean ± standard deviation over runs, macro means over the classes that a test fold has.</p>",
              "<h2>Training</h2>", _figure(plot_curves(out), "A line per run; the dot marks the epoch that the tune fold chose."),
              "<h2>Classes</h2>", _figure(plot_classes(out), "The number under a class is how many test recordings have it; a class without any has no bar."),
              "<h2>Recordings of the test fold</h2>", _examples(store, out),
@@ -230,8 +233,8 @@ def ecgmm_reproduce(
         common = dict(epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, cpu=cpu)
         settings = {"signal": common | dict(encoder=signal_encoder), "spectrogram": common | dict(encoder=spectrogram_encoder)}
         prepared = Store(store)
-        scores = study(prepared, out, numbers(folds), modalities.split(","), numbers(seeds), settings)
         where = circumstances() | dict(settings=settings, store_folds=prepared.meta["fold_hash"], recordings=len(prepared))
+        scores = study(prepared, out, numbers(folds), modalities.split(","), numbers(seeds), settings)
         (Path(out) / "circumstances.json").write_text(json.dumps(where, indent=1))
         page = write_report(prepared, out, Path(out) / "report", f"Study of {Path(store).name}", "Supervised classifiers from scratch.")
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_reproduce: {e}")

@@ -33,15 +33,19 @@ def stamp(nb):
     return hashlib.sha256("\x00".join(code).encode()).hexdigest()[:16]
 
 
-def run(path, flags):
-    nb = nbformat.read(path, 4)
+def execute(nb, flags):
+    "Run the cells of a notebook, but for those whose flag is not among `flags`."
     skipped = lambda c: "eval: false" in directives(c) or directives(c) & (FLAGS - flags)
     client = NotebookClient(nb, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}, coalesce_streams=True)
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"     # tqdm, where no widgets are installed
-    start = time.time()
     with client.setup_kernel():
         for k, cell in enumerate(nb.cells):
             if cell.cell_type == "code" and not skipped(cell): client.execute_cell(cell, k)
+
+
+def run(path, flags):
+    nb, start = nbformat.read(path, 4), time.time()
+    execute(nb, flags)
     nb.metadata["ecgmm"] = {"executed": stamp(nb)}
     clean_nb(nb, allowed_metadata_keys=["ecgmm"], clean_ids=True)
     nbformat.write(nb, path)
