@@ -148,7 +148,7 @@ def report(
     return figures | {"challenge": challenge_score(y, decided)}
 
 # %% ../nbs/12_metrics.ipynb #c8350d7a
-_GRID = np.linspace(0.01, 0.99, 99)
+_GRID = tuple(k / 100 for k in range(1, 100))
 
 
 def challenge_by_threshold(

@@ -87,7 +87,7 @@ def summary(
 ) -> pd.DataFrame:          # a row per modality, "mean ± standard deviation" over its runs
     "The table that goes into a paper."
     columns = [*METRICS, "auroc_3", "auprc_3"]
-    def cell(v): return f"{v.mean():.3f} ± {v.std(ddof=1):.3f}" if v.notna().sum() > 1 else f"{v.mean():.3f}"
+    def cell(v): return f"{v.mean():.3f} ± {v.std(ddof=1):.3f}" if v.notna().sum() > 1 else f"{v.mean():.3f}" if v.notna().any() else "-"
     table = pd.DataFrame({m: {c: cell(g[c]) for c in columns} for m, g in scores.groupby("modality", sort=False)}).T
     table.insert(0, "runs", scores.groupby("modality", sort=False).size())
     return table
