@@ -195,7 +195,7 @@ class Record:
     fs: float               # sampling rate, Hz
     age: float = np.nan     # years, NaN where unknown
     sex: str = ""           # "Male", "Female" or "" where unknown
-    codes: tuple = ()       # all SNOMED CT codes, scored or not, in the header's order
+    codes: tuple = ()       # all SNOMED CT codes, scored or not, in the header's order; () where the header gives no diagnosis
 
 # %% ../nbs/00_data.ipynb #7a35f565
 _SEX = {"male": "Male", "m": "Male", "female": "Female", "f": "Female"}
@@ -234,7 +234,7 @@ def read_record(
     try: x = standard_leads(x, [s["lead"] for s in signals], derive)
     except ValueError as e: raise ValueError(f"{path}: {e}") from e
     said = {key.strip().lower(): value for key, value in comments}
-    codes = tuple(dict.fromkeys(c.strip() for c in said.get("dx", "").split(",") if c.strip()))
+    codes = tuple(dict.fromkeys("_".join(c.split()) for c in said.get("dx", "").split(",") if c.strip().lower() not in ("", "unknown", "nan", "none")))
     return Record(record["name"], x, fs, _age(said.get("age", "")), _SEX.get(said.get("sex", "").lower(), ""), codes)
 
 # %% ../nbs/00_data.ipynb #a47dcadf

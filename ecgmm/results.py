@@ -127,14 +127,14 @@ def plot_classes(
     "AUROC of each class on the test recordings of all folds together, a bar per modality; the number of positives under the name."
     pooled = {}
     for _, done, _, saved in _runs(out): pooled.setdefault(done["run"]["modality"], []).append((saved["test_y"], saved["test_prob"]))
-    fig, ax = plt.subplots(figsize=(11, 3.4))
+    fig, ax = plt.subplots(figsize=(12, 3.4))
     at = np.arange(len(CLASSES))
     for k, (m, parts) in enumerate(pooled.items()):
         c = per_class(*(np.concatenate(v) for v in zip(*parts)))
         ax.bar(at + 0.4 * k - 0.2 * (len(pooled) - 1), c["auroc"] - 0.5, 0.38, bottom=0.5, color=_COLORS[m], label=m)
     ax.axhline(0.5, color="0.3", lw=0.8)
     ax.set(ylabel="AUROC on test", ylim=(min(0.2, ax.get_ylim()[0]), 1.0), xlim=(-0.7, len(at) - 0.3), xticks=at)
-    ax.set_xticklabels([f"{a}\n{n}" for a, n in zip(ABBREVIATIONS, c["positives"])], fontsize=7); ax.legend(loc="lower right", fontsize=8)
+    ax.set_xticklabels([f"{a}\n{n}" for a, n in zip(ABBREVIATIONS, c["positives"])], fontsize=6.5); ax.legend(loc="lower right", fontsize=8)
     return fig
 
 # %% ../nbs/60_results.ipynb #42a5db07
@@ -154,6 +154,12 @@ def _figure(fig, text=""):
     fig.savefig(data, format="png", dpi=90, bbox_inches="tight")
     plt.close(fig)
     return f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"><figcaption class="note">{html.escape(text)}</figcaption></figure>'
+
+
+def _named(what, numbers):
+    "fold 3; folds 0, 3, 6."
+    numbers = sorted(set(numbers))
+    return f"{what}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def _table(table): return f'<div class="scroll">{table.to_html(border=0)}</div>'
@@ -187,14 +193,14 @@ def write_report(
     scores, where = pd.read_csv(out / "scores.csv"), circumstances()
     esc = html.escape
     parts = [f"<h1>{esc(title)}</h1><p class='note'>{esc(note)}</p>",
-             f"<p>{len(store)} recordings from {store.records['source'].nunique()} sources; test folds {', '.join(map(str, sorted(scores['fold'].unique())))} of {store.meta['n_folds']}, "
-             f"seeds {', '.join(map(str, sorted(scores['seed'].unique())))}. Weights from <b>train</b>, epoch and threshold from <b>tune</b>, figures on <b>test</b>.</p>",
+             f"<p>{len(store)} recordings from {store.records['source'].nunique()} sources in {store.meta['n_folds']} folds; tested on {_named('fold', scores['fold'])}, "
+             f"trained with {_named('seed', scores['seed'])}. Weights from <b>train</b>, epoch and threshold from <b>tune</b>, figures on <b>test</b>.</p>",
              "<h2>Scores</h2>", _table(summary(scores).rename(columns=_NAMES).T),
              "<p class='note'>Mean ± standard deviation over runs, macro means over the classes that a test fold has.</p>",
              "<h2>Training</h2>", _figure(plot_curves(out), "A line per run; the dot marks the epoch that the tune fold chose."),
              "<h2>Classes</h2>", _figure(plot_classes(out), "The number under a class is how many test recordings have it; a class without any has no bar."),
              "<h2>Recordings of the test fold</h2>", _examples(store, out),
-             "<h2>Data</h2>", _table(source_table(store.records)),
+             "<h2>Data</h2>", _table(source_table(store.records).T),
              f"<h2>How this was made</h2><p class='note'>{esc('; '.join(f'{k}: {v}' for k, v in where.items()))}. Training took {scores['seconds'].sum():.0f} s. "
              "Folds: seed of the store, grouped by patient and by identical samples, stratified by label.</p>", "<p class='note'>For research and teaching. Not a medical device.</p>"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +265,7 @@ def ecgmm_demo(
         print(source_table(store.records).to_string())
         common = dict(epochs=epochs, cpu=not torch.cuda.is_available())
         settings = {"signal": common | dict(encoder="xresnet1d_small"), "spectrogram": common | dict(encoder="se_resnet_small")}
-        scores = study(store, out / "study", (0,), seeds=(seed,), settings=settings)
+        scores = study(store, out / "study", (0, 3, 6), seeds=(seed,), settings=settings)
         page = write_report(store, out / "study", out / "report", "ecgmm on simulated recordings",
                             f"{n} recordings of a simulator, not of patients: this shows that the parts work together, and nothing about hearts.")
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_demo: {e}")

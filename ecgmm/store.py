@@ -92,6 +92,7 @@ def find_records(
     for folder, inner, files in os.walk(root, onerror=blame):
         inner.sort()
         at = Path(folder).relative_to(root)
+        lost |= {str(at / d): "a link to a folder is not followed" for d in inner if (Path(folder) / d).is_symlink()}
         headers += [at / f for f in files if f.endswith(".hea")]
         signals += [at / f for f in files if f.endswith((".mat", ".dat"))]
     known = {h.with_suffix("") for h in headers}
@@ -110,7 +111,7 @@ def _parts(root, headers):
     parts, part, size, digest = [], [], 0, hashlib.blake2b(digest_size=12)
     for h in headers:
         weight = 0
-        for file in (root / h, (root / h).with_suffix(".mat")):
+        for file in (root / h, (root / h).with_suffix(".mat"), (root / h).with_suffix(".dat")):
             try: s = file.stat()
             except OSError: continue
             weight += s.st_size
@@ -155,7 +156,7 @@ def _prepare_part(root, target, options, job):
         try: x, row = prepare_record(root / h, **options)
         except Exception as e:
             reason = str(e) if isinstance(e, (ValueError, OSError)) else f"{type(e).__name__}: {e}"
-            skipped[str(h)] = reason.removeprefix(f"{root / h}: ")
+            skipped[str(h)] = " ".join(reason.removeprefix(f"{root / h}: ").split())
             continue
         pieces.append(x.tobytes())
         rows.append(dict(row, path=str(h), source=_source(h), shard=k, start=start))

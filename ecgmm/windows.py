@@ -32,11 +32,13 @@ class Windows:
         r = store.records.iloc[rows]
         self.store, self.rows, self.length, self.device, self.resident = store, rows, length, torch.device(device), resident
         self.n = torch.tensor(r["length"].to_numpy())                        # samples of each record
-        self._shard, self._start = r["shard"].to_numpy(), torch.tensor(r["start"].to_numpy())
+        self._shard, start = r["shard"].to_numpy(), torch.tensor(r["start"].to_numpy())
         if resident:
             pieces = [store.shards[s][a:a + n] for s, a, n in zip(self._shard, r["start"], r["length"])]
-            self._start = torch.cumsum(self.n, 0) - self.n
-            self._samples = torch.from_numpy(np.concatenate(pieces)).to(self.device)
+            self._samples = torch.from_numpy(np.concatenate([*pieces, np.zeros((1, 12), np.int16)])).to(self.device)   # the last row stands for "past the end"
+            start = torch.cumsum(self.n, 0) - self.n
+        self._where = self.device if resident else torch.device("cpu")       # where places are reckoned
+        self._n, self._start = self.n.to(self._where), start.to(self._where)
 
     def __len__(self): return len(self.rows)
 
@@ -46,17 +48,19 @@ class Windows:
         first: torch.Tensor,    # (B,) first sample of each window within its record
     ) -> torch.Tensor:          # (B, 12, length) float32 mV on the device; zeros past the end of a record
         "Cut a batch of windows."
-        at = first[:, None] + torch.arange(self.length)
-        inside = at < self.n[record][:, None]
-        at = torch.where(inside, at + self._start[record][:, None], self._start[record][:, None])
-        x = self._samples[at.to(self.device)] if self.resident else torch.from_numpy(self._from_disk(record.numpy(), at.numpy())).to(self.device)
-        x = x.transpose(1, 2).to(torch.float32).div_(1000)
-        return x if inside.all() else x * inside[:, None].to(self.device)
+        record, first = record.to(self._where), first.to(self._where)
+        at = first[:, None] + torch.arange(self.length, device=self._where)
+        inside = at < self._n[record][:, None]
+        at = at + self._start[record][:, None]
+        if self.resident: x = self._samples[torch.where(inside, at, len(self._samples) - 1)]
+        else: x = torch.from_numpy(self._from_disk(record.numpy(), at.numpy(), inside.numpy())).to(self.device)
+        return x.transpose(1, 2).to(torch.float32).div_(1000)
 
-    def _from_disk(self, record, at):
+    def _from_disk(self, record, at, inside):
         "(B, length, 12) int16 out of the memory maps, shard by shard."
         out, shard = np.empty((*at.shape, 12), np.int16), self._shard[record]
-        for s in np.unique(shard): out[shard == s] = self.store.shards[s][at[shard == s]]
+        for s in np.unique(shard): out[shard == s] = self.store.shards[s][np.where(inside, at, 0)[shard == s]]
+        out[~inside] = 0
         return out
 
     def random(

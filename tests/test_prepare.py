@@ -109,9 +109,11 @@ def test_an_unreadable_file(tmp_path):
     header.unlink()
     header.symlink_to(tmp_path / "nowhere.hea")
     loop = header.with_name("W0002.hea"); loop.unlink(); loop.symlink_to(loop)
+    (root / "elsewhere").symlink_to(tmp_path)
     store = prepare(root, tmp_path / "store", progress=False)
     skipped = pd.read_csv(store.folder / "skipped.csv")
-    assert len(store) == 1 and len(skipped) == 2, skipped
+    assert len(store) == 1 and len(skipped) == 3, skipped
+    assert "not followed" in skipped.set_index("path")["reason"]["elsewhere"]
 
 
 def test_what_is_odd_but_readable_is_kept(tmp_path):
@@ -129,7 +131,7 @@ def test_what_is_odd_but_readable_is_kept(tmp_path):
     holes = record("E", 5)
     holes.x[2, 100:120] = np.nan
     write_record(folder, holes)
-    write_record(folder, record("F", 6, codes=()))                                 # no diagnosis at all
+    write_record(folder, record("F", 6, codes=("Unknown",)))                       # no diagnosis at all
     store = prepare(tmp_path / "db", tmp_path / "store", progress=False)
     r = store.records.set_index("name")
     assert len(store) == 6 and len(pd.read_csv(store.folder / "skipped.csv")) == 0
