@@ -129,7 +129,7 @@ def _parse_header(path):
 
 # %% ../nbs/00_data.ipynb #8c220bbc
 _INVALID = -32768  # WFDB's mark for "no sample" in 16-bit formats; in others, too, the lowest number that fits
-_BITS = {"80": 8, "310": 10, "311": 10, "212": 12, "24": 24, "524": 24, "32": 32}  # of the formats that are not of 16 bits
+_BITS = {"80": 8, "508": 8, "310": 10, "311": 10, "212": 12, "24": 24, "524": 24, "32": 32}  # of the formats that are not of 16 bits
 
 
 def _read_samples(path, record, signals):
@@ -234,7 +234,7 @@ def read_record(
     try: x = standard_leads(x, [s["lead"] for s in signals], derive)
     except ValueError as e: raise ValueError(f"{path}: {e}") from e
     said = {key.strip().lower(): value for key, value in comments}
-    codes = tuple(dict.fromkeys("_".join(c.split()) for c in said.get("dx", "").split(",") if c.strip().lower() not in ("", "unknown", "nan", "none")))
+    codes = tuple(dict.fromkeys("_".join(c.split()) for key, value in comments if key.strip().lower() == "dx" for c in re.split("[,;]", value) if c.strip().lower() not in ("", "unknown", "nan", "none")))
     return Record(record["name"], x, fs, _age(said.get("age", "")), _SEX.get(said.get("sex", "").lower(), ""), codes)
 
 # %% ../nbs/00_data.ipynb #a47dcadf

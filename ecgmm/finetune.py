@@ -89,6 +89,11 @@ def finetune(
         r = report(y["tune"], prob, prob >= 0.5)
         return {f"tune_{name}": r[name] for name in ("auroc", "auprc")}
 
+    identity = json.dumps(config | dict(fold=fold, made_from=store.meta["made_from"]), sort_keys=True)
+    if resume and (folder / "training").exists() and ((folder / "run.json").read_text() if (folder / "run.json").is_file() else None) != identity:
+        raise ValueError(f"finetune: cannot resume in {folder}: it was begun with another fold, store or encoder, and may have been trained on what is tested here")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(identity)
     settings = dict(fold=fold, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, best_by=best_by, seed=seed, precision=precision)
     history = fit(model, train, epochs=epochs, lr=lr, weight_decay=weight_decay, clip=1.0, folder=folder / "training", resume=resume, evaluate=on_tune,
                   best_by=f"tune_{best_by}", seed=seed, precision=precision, cpu=device == "cpu", progress=progress)

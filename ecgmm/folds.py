@@ -16,10 +16,10 @@ def read_patients(
     path,     # a CSV with the columns `record,patient`, or PTB-XL's own with `ecg_id` and `patient_id`
 ) -> dict:    # record name -> patient, both as text
     "Who a recording belongs to."
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)      # as text: 0007 is a name, not a number
     if {"ecg_id", "patient_id"} <= set(table.columns):
-        return {f"HR{int(e):05d}": f"ptb-xl:{int(p)}" for e, p in zip(table["ecg_id"], table["patient_id"]) if pd.notna(p)}
-    if {"record", "patient"} <= set(table.columns): return dict(zip(table["record"].astype(str), table["patient"].astype(str)))
+        return {f"HR{int(e):05d}": f"ptb-xl:{int(float(p))}" for e, p in zip(table["ecg_id"], table["patient_id"]) if p.strip()}
+    if {"record", "patient"} <= set(table.columns): return {r.strip().removesuffix(".hea"): p.strip() for r, p in zip(table["record"], table["patient"]) if p.strip()}
     raise ValueError(f"{path}: the columns record,patient (or PTB-XL's ecg_id,patient_id) are needed, got {', '.join(map(str, table.columns))}")
 
 

@@ -59,12 +59,13 @@ def study(
     for modality in modalities:
         for fold in folds:
             for seed in seeds:
-                wanted = dict(modality=modality, fold=int(fold), seed=int(seed), settings=settings.get(modality, settings), folds=store.meta["fold_hash"])
+                wanted = dict(modality=modality, fold=int(fold), seed=int(seed), settings=settings.get(modality, settings), folds=store.meta["fold_hash"], made_from=store.meta["made_from"])
                 folder = out / f"{modality}-fold{fold}-seed{seed}"
                 try: done = json.loads((folder / "scores.json").read_text())
                 except (OSError, ValueError): done = {}
                 if done.get("run") != wanted:
                     start = time.time()
+                    (folder / "scores.json").unlink(missing_ok=True)
                     if progress: print(f"{modality}, test fold {fold}, seed {seed}", flush=True)
                     r = finetune(store, folder, fold, modality, seed=seed, progress=progress, **wanted["settings"])
                     done = dict(run=wanted, threshold=r["threshold"], test=r["test"], tune=r["tune"], seconds=round(time.time() - start, 1))
@@ -94,8 +95,9 @@ def summary(
 
 # %% ../nbs/60_results.ipynb #04c52819
 def _runs(out):
-    "Every finished run below a folder: (name, scores, history, predictions)."
-    for file in sorted(Path(out).glob("*/scores.json")):
+    "Every run in the table of a study: (name, scores, history, predictions)."
+    for row in pd.read_csv(Path(out) / "scores.csv").itertuples():
+        file = Path(out) / f"{row.modality}-fold{row.fold}-seed{row.seed}" / "scores.json"
         history = pd.read_json(file.parent / "training" / "history.jsonl", lines=True)
         with np.load(file.parent / "predictions.npz", allow_pickle=False) as saved: yield file.parent.name, json.loads(file.read_text()), history, dict(saved)
 
@@ -202,7 +204,7 @@ def write_report(
              "<h2>Recordings of the test fold</h2>", _examples(store, out),
              "<h2>Data</h2>", _table(source_table(store.records).T),
              f"<h2>How this was made</h2><p class='note'>{esc('; '.join(f'{k}: {v}' for k, v in where.items()))}. Training took {scores['seconds'].sum():.0f} s. "
-             "Folds: seed of the store, grouped by patient and by identical samples, stratified by label.</p>", "<p class='note'>For research and teaching. Not a medical device.</p>"]
+             f"Folds: grouped by identical samples and by patient where one is known ({int((store.records['patient'] != '').sum())} of {len(store)} recordings), stratified by label.</p>", "<p class='note'>For research and teaching. Not a medical device.</p>"]
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     page.write_text(f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{esc(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>", encoding="utf-8")

@@ -95,6 +95,8 @@ def find_records(
         lost |= {str(at / d): "a link to a folder is not followed" for d in inner if (Path(folder) / d).is_symlink()}
         headers += [at / f for f in files if f.endswith(".hea")]
         signals += [at / f for f in files if f.endswith((".mat", ".dat"))]
+        lost |= {str(at / f): "the suffix must be in lower case (.hea, .mat, .dat): rename it" for f in files
+                 if f.lower().endswith((".hea", ".mat", ".dat")) and not f.endswith((".hea", ".mat", ".dat"))}
     known = {h.with_suffix("") for h in headers}
     lost |= {str(s): "a signal file without a header" for s in signals if s.with_suffix("") not in known}
     return sorted(headers), lost
@@ -290,10 +292,11 @@ def prepare(
     options = dict(denoise=denoise, derive=derive, max_missing=max_missing)
     parts = _parts(base, headers)
     who = read_patients(patients) if patients else {}
+    if patients and not {h.stem for h in headers} & set(who): raise ValueError(f"prepare: {patients} names none of the {len(headers)} records")
     made_from = hashlib.blake2b(json.dumps([_VERSION, options, seed, n_folds, [p for _, p in parts], sorted(who.items()), sorted(lost.items())]).encode(), digest_size=12).hexdigest()
     if store.exists():
         if not (store / "meta.json").is_file(): raise ValueError(f"prepare: {store} is there already and is not a store; choose another name")
-        if json.loads((store / "meta.json").read_text()).get("made_from") == made_from: return Store(store)
+        if json.loads((store / "meta.json").read_text()).get("made_from") == made_from and not overwrite: return Store(store)
         if not overwrite: raise ValueError(f"prepare: {store} is there already and was made from other files or options; choose another name or --overwrite")
     target = store.with_name(store.name + ".part")
     target.mkdir(parents=True, exist_ok=True)
@@ -310,8 +313,11 @@ def prepare(
                 for result in pool.map(work, jobs): note(result)
     _finish(target, done, lost, who, dict(options=options, seed=seed, n_folds=n_folds, made_from=made_from))
     _write(target / "card.md", [data_card(Store(target)).encode()])
-    if store.exists(): shutil.rmtree(store)
+    old = store.with_name(store.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if store.exists(): store.rename(old)
     target.rename(store)
+    shutil.rmtree(old, ignore_errors=True)
     return Store(store)
 
 # %% ../nbs/06_store.ipynb #5d99be47

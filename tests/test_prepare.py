@@ -144,6 +144,23 @@ def test_what_is_odd_but_readable_is_kept(tmp_path):
     assert sum(len(v) for v in store.split(0).values()) == 5 and sum(len(v) for v in store.split(0, labelled=False).values()) == 6
 
 
+def test_files_in_upper_case_are_listed(tmp_path):
+    root = database(tmp_path / "db", 3)
+    for file in list(root.rglob("W0001.*")): file.rename(file.with_suffix(file.suffix.upper()))
+    store = prepare(root, tmp_path / "store", progress=False)
+    skipped = pd.read_csv(store.folder / "skipped.csv")
+    assert len(store) == 2 and len(skipped) == 2 and skipped["reason"].str.contains("lower case").all()
+
+
+def test_overwrite_does_it_again_and_a_table_of_others_is_refused(tmp_path):
+    root = database(tmp_path / "db", 3)
+    first = (prepare(root, tmp_path / "store", progress=False).folder / "meta.json").stat().st_mtime_ns
+    assert (prepare(root, tmp_path / "store", overwrite=True, progress=False).folder / "meta.json").stat().st_mtime_ns != first
+    assert not (tmp_path / "store.old").exists()
+    (tmp_path / "patients.csv").write_text("record,patient\nX1,a\n")
+    with pytest.raises(ValueError, match="names none of the 3 records"): prepare(root, tmp_path / "other", patients=tmp_path / "patients.csv", progress=False)
+
+
 def test_nothing_usable_is_one_clear_error(tmp_path):
     root = database(tmp_path / "db", 2)
     for header in root.rglob("*.hea"): header.with_suffix(".mat").unlink()
