@@ -120,6 +120,7 @@ def _parse_header(path):
     lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     comments = [tuple(part.strip() for part in line.lstrip("# \t").partition(":")[::2]) for line in lines if line.startswith("#")]
     lines = [line for line in lines if line and not line.startswith("#")]
+    if any(len(line) > 1000 for line in lines): raise ValueError(f"{path}: a line of more than 1000 characters: not a WFDB header")
     record = _RECORD_LINE.match(lines[0]) if lines else None
     if not record: raise ValueError(f"{path}: the first line must be 'name signals rate length', got {lines[0][:60] if lines else 'nothing'!r}")
     signals = [_SIGNAL_LINE.match(line) for line in lines[1:]]

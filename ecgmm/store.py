@@ -93,6 +93,9 @@ def find_records(
         inner.sort()
         at = Path(folder).relative_to(root)
         lost |= {str(at / d): "a link to a folder is not followed" for d in inner if (Path(folder) / d).is_symlink()}
+        strange = [f for f in files if not str(at / f).isprintable()]           # not UTF-8, or with control characters: no table could hold it
+        lost |= {ascii(str(at / f)): "the path has characters that cannot be printed: rename it" for f in strange if f.lower().endswith((".hea", ".mat", ".dat"))}
+        files = [f for f in files if f not in strange]
         headers += [at / f for f in files if f.endswith(".hea")]
         signals += [at / f for f in files if f.endswith((".mat", ".dat"))]
         lost |= {str(at / f): "the suffix must be in lower case (.hea, .mat, .dat): rename it" for f in files

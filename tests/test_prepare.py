@@ -152,6 +152,17 @@ def test_files_in_upper_case_are_listed(tmp_path):
     assert len(store) == 2 and len(skipped) == 2 and skipped["reason"].str.contains("lower case").all()
 
 
+def test_names_that_no_table_can_hold(tmp_path):
+    root = database(tmp_path / "db", 3)
+    source = next(root.rglob("W0001.hea"))
+    (source.parent / "a\rb.hea").write_bytes(source.read_bytes())
+    with open(os.fsencode(source.parent) + b"/\xff.hea", "wb") as f: f.write(source.read_bytes())
+    with open(source.parent / "long.hea", "w") as f: f.write("x" + " " * 100_000 + "\n")
+    store = prepare(root, tmp_path / "store", progress=False)
+    skipped = pd.read_csv(store.folder / "skipped.csv")
+    assert len(store) == 3 and len(skipped) == 3 and skipped["reason"].str.contains("cannot be printed").sum() == 2, skipped
+
+
 def test_overwrite_does_it_again_and_a_table_of_others_is_refused(tmp_path):
     root = database(tmp_path / "db", 3)
     first = (prepare(root, tmp_path / "store", progress=False).folder / "meta.json").stat().st_mtime_ns
