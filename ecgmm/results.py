@@ -126,9 +126,10 @@ def plot_curves(
 def plot_classes(
     out,   # folder of a study
 ):         # the matplotlib figure
-    "AUROC of each class on the test recordings of all folds together, a bar per modality; the number of positives under the name."
-    pooled = {}
-    for _, done, _, saved in _runs(out): pooled.setdefault(done["run"]["modality"], []).append((saved["test_y"], saved["test_prob"]))
+    "AUROC of each class on the test recordings of all folds together (of the first seed), a bar per modality; the number of positives under the name."
+    pooled, first = {}, pd.read_csv(Path(out) / "scores.csv")["seed"].iloc[0]
+    for _, done, _, saved in _runs(out):
+        if done["run"]["seed"] == first: pooled.setdefault(done["run"]["modality"], []).append((saved["test_y"], saved["test_prob"]))
     fig, ax = plt.subplots(figsize=(12, 3.4))
     at = np.arange(len(CLASSES))
     for k, (m, parts) in enumerate(pooled.items()):
@@ -260,9 +261,11 @@ def ecgmm_demo(
     "The whole way on simulated recordings: simulate, prepare, train on signals and on spectrograms, score, report. On two cores in minutes."
     start, out = time.time(), Path(out)
     try:
-        if not (out / "hospitals" / "done").is_file():
+        done, wanted = out / "hospitals" / "done", f"n={n} seed={seed}"
+        if done.is_file() and done.read_text() != wanted: raise ValueError(f"{out} holds a demo with {done.read_text()}, {wanted} needs another folder")
+        if not done.is_file():
             synthesize(out / "hospitals", n=n, seed=seed)
-            (out / "hospitals" / "done").write_text(f"{n} {seed}")
+            done.write_text(wanted)
         store = prepare(out / "hospitals", out / "store", patients=out / "hospitals" / "patients.csv")
         print(source_table(store.records).to_string())
         common = dict(epochs=epochs, cpu=not torch.cuda.is_available())

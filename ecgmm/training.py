@@ -75,8 +75,8 @@ def _param_groups(method, weight_decay):
     for name, p in method.named_parameters():
         if not p.requires_grad: continue
         scale = next((s for prefix, s in rates.items() if name.startswith(prefix)), 1.0)
-        decay = weight_decay if p.ndim > 1 else 0.0
-        groups.setdefault((scale, decay), {"params": [], "weight_decay": decay, "scale": scale})["params"].append(p)
+        decays = p.ndim > 1
+        groups.setdefault((scale, decays), {"params": [], "weight_decay": weight_decay if decays else 0.0, "scale": scale, "decays": decays})["params"].append(p)
     if not groups: raise ValueError("fit: the method has no parameter that asks for a gradient")
     return list(groups.values())
 
@@ -180,17 +180,21 @@ def _train_epoch(model, optimizer, batches, epoch, epochs, seed, rate, clip, acc
     rng = torch.Generator(accelerator.device).manual_seed(_seed(seed, epoch, rank, 0))
     torch.manual_seed(_seed(seed, epoch, rank, 1))                                              # dropout draws from here
     for i, batch in _exactly(batches.epoch(_seed(seed, epoch), rank, world), n):
-        lr = rate(epoch * n + i)
-        for group in optimizer.param_groups: group["lr"] = lr * group["scale"]
+        step, lr = epoch * n + i, rate(epoch * n + i)
+        if hasattr(method, "before_step"): method.before_step(step, epochs * n)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+            if group["decays"] and hasattr(method, "weight_decay"): group["weight_decay"] = method.weight_decay(step, epochs * n)
         loss, figures = model(batch, rng)
         told = {"loss": accelerator.reduce(loss.detach(), "mean").item()} | {k: float(torch.as_tensor(v).detach()) for k, v in figures.items()}
         if not math.isfinite(told["loss"]):
             raise ValueError(f"fit: a finite loss is needed, got {told} in epoch {epoch}, step {i} of {n} (both from 0), at rate {lr:.3g}; the weights are those before this step")
         accelerator.backward(loss)
         if clip is not None: nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+        if hasattr(method, "before_update"): method.before_update(step, epochs * n)
         optimizer.step()
         optimizer.zero_grad()
-        if hasattr(method, "after_step"): method.after_step(epoch * n + i, epochs * n)
+        if hasattr(method, "after_step"): method.after_step(step, epochs * n)
         for k, v in told.items(): seen.setdefault(k, []).append(v)
         bar.set_postfix(told | {"lr": lr}, refresh=False)
         bar.update()
@@ -224,14 +228,14 @@ def _json_line(entry):
 
 # %% ../nbs/11_training.ipynb #88afd16c
 def fit(
-    method: nn.Module,            # has `loss(batch, rng) -> (scalar, dict of figures)`, and may have `after_step(step, n_steps)` and `rates`
+    method: nn.Module,            # has `loss(batch, rng) -> (scalar, dict of figures)`; may have `rates`, `weight_decay`, `before_step`, `before_update`, `after_step`
     batches,                      # `len(batches)` steps an epoch; `batches.epoch(seed, rank, world)` gives this process its batches, on the device
     *,
     epochs: int,                  # number of passes over `batches`
     lr: float = 1e-3,             # the highest rate
     final_lr: float = 1e-5,       # the rate of the last step
     warmup: float = 0.1,          # share of all steps in which the rate climbs
-    weight_decay: float = 0.0,    # AdamW's, for parameters of two dimensions or more (0.01 is usual)
+    weight_decay: float = 0.0,    # AdamW's, for parameters of two dimensions or more (0.01 is usual); a method with a schedule of its own overrules it
     clip: float = None,           # the largest norm of all gradients together (1.0 is usual); None leaves them
     folder=None,                  # where checkpoint and `history.jsonl` go, replacing older ones; None writes nothing
     resume: bool = False,         # continue from the folder's checkpoint, if there is one

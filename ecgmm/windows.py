@@ -20,31 +20,34 @@ class Windows:
 
     def __init__(
         self,
-        store: Store,           # a prepared database
-        rows,                   # (N,) rows of `store.records`; a *record* below is a position in this list
+        store: Store,           # a prepared database, or a list of several
+        rows,                   # (N,) rows of `store.records`, or a list of such, one per store; a *record* below is a position in all of them, end to end
         length: int = 250,      # samples in a window: 2.5 s, the paper's
         device="cpu",           # where the windows are wanted
         resident: bool = True,  # keep the samples on the device; False leaves them in the memory map
     ):
-        rows = np.asarray(rows)
-        if len(rows) == 0: raise ValueError("Windows: at least one recording is needed, got none")
+        parts = [(store, rows)] if isinstance(store, Store) else list(zip(store, rows, strict=True))
+        tables = [s.records.iloc[np.asarray(r, dtype=np.int64)] for s, r in parts]
+        self.length, self.device, self.resident = length, torch.device(device), resident
+        self.n = torch.tensor(np.concatenate([t["length"].to_numpy(np.int64) for t in tables]))       # samples of each record
+        if len(self.n) == 0: raise ValueError("Windows: at least one recording is needed, got none")
         if length < 1: raise ValueError(f"Windows: a length of at least one sample is needed, got {length}")
-        r = store.records.iloc[rows]
-        self.store, self.rows, self.length, self.device, self.resident = store, rows, length, torch.device(device), resident
-        self.n = torch.tensor(r["length"].to_numpy())                        # samples of each record
-        self._shard, start = r["shard"].to_numpy(), torch.tensor(r["start"].to_numpy())
+        self._shards = [shard for s, _ in parts for shard in s.shards]
+        before = np.cumsum([0, *(len(s.shards) for s, _ in parts)])                                   # shards of the stores before
+        self._shard = np.concatenate([t["shard"].to_numpy() + b for t, b in zip(tables, before)])
+        start = np.concatenate([t["start"].to_numpy(np.int64) for t in tables])
         if resident:
-            pieces = [store.shards[s][a:a + n] for s, a, n in zip(self._shard, r["start"], r["length"])]
+            pieces = [self._shards[s][a:a + n] for s, a, n in zip(self._shard, start, self.n.tolist())]
             self._samples = torch.from_numpy(np.concatenate([*pieces, np.zeros((1, 12), np.int16)])).to(self.device)   # the last row stands for "past the end"
-            start = torch.cumsum(self.n, 0) - self.n
-        self._where = self.device if resident else torch.device("cpu")       # where places are reckoned
-        self._n, self._start = self.n.to(self._where), start.to(self._where)
+            start = np.cumsum(self.n.numpy()) - self.n.numpy()
+        self._where = self.device if resident else torch.device("cpu")                                # where places are reckoned
+        self._n, self._start = self.n.to(self._where), torch.from_numpy(start).to(self._where)
 
-    def __len__(self): return len(self.rows)
+    def __len__(self): return len(self.n)
 
     def gather(
         self,
-        record: torch.Tensor,   # (B,) positions in `rows`
+        record: torch.Tensor,   # (B,) record numbers
         first: torch.Tensor,    # (B,) first sample of each window within its record
     ) -> torch.Tensor:          # (B, 12, length) float32 mV on the device; zeros past the end of a record
         "Cut a batch of windows."
@@ -59,13 +62,13 @@ class Windows:
     def _from_disk(self, record, at, inside):
         "(B, length, 12) int16 out of the memory maps, shard by shard."
         out, shard = np.empty((*at.shape, 12), np.int16), self._shard[record]
-        for s in np.unique(shard): out[shard == s] = self.store.shards[s][np.where(inside, at, 0)[shard == s]]
+        for s in np.unique(shard): out[shard == s] = self._shards[s][np.where(inside, at, 0)[shard == s]]
         out[~inside] = 0
         return out
 
     def random(
         self,
-        record: torch.Tensor,      # (B,) positions in `rows`
+        record: torch.Tensor,      # (B,) record numbers
         rng: torch.Generator,      # on the CPU
     ) -> torch.Tensor:             # (B,) first samples
         "A random place for a window in each record, all places alike."
@@ -91,12 +94,14 @@ class Batches:
         self,
         windows: Windows,        # where they are cut from
         y=None,                  # (N, 24) labels of the windows' records, or None
-        batch_size: int = 128,   # windows in a batch, over all processes together
-        per_record: int = 5,     # windows of each record in an epoch (the paper's `sample_items_per_record`)
+        batch_size: int = 128,   # visits in a batch, over all processes together
+        per_record: int = 5,     # visits to each record in an epoch (the paper's `sample_items_per_record`)
+        n_windows: int = 1,      # windows that one visit takes, each at a random place: two are two views of one heart
     ):
         if y is not None and len(y) != len(windows): raise ValueError(f"Batches: labels for {len(windows)} records are needed, got {len(y)}")
-        if batch_size < 1 or per_record < 1: raise ValueError(f"Batches: a positive batch_size and per_record are needed, got {batch_size} and {per_record}")
-        self.windows, self.batch_size, self.per_record = windows, batch_size, per_record
+        for name, value in dict(batch_size=batch_size, per_record=per_record, n_windows=n_windows).items():
+            if value < 1: raise ValueError(f"Batches: a positive {name} is needed, got {value}")
+        self.windows, self.batch_size, self.per_record, self.n_windows = windows, batch_size, per_record, n_windows
         self.y = None if y is None else torch.as_tensor(np.asarray(y), dtype=torch.float32, device=windows.device)
 
     def __len__(self): return max(len(self.windows) * self.per_record // self.batch_size, 1)   # an incomplete last batch is left out
@@ -106,18 +111,19 @@ class Batches:
         seed: int,        # of the order and the places
         rank: int = 0,    # this process
         world: int = 1,   # of how many
-    ):                    # yields {"x": (B, 12, T) mV, "record": (B,), "y": (B, 24) where there are labels}
+    ):                    # yields {"x": (B, 12, T) mV, or (B, W, 12, T) for W > 1 windows, "record": (B,), "y": (B, 24) where there are labels}
         "One pass in random order."
         rng = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.windows) * self.per_record, generator=rng) % len(self.windows)
-        first = self.windows.random(order, rng)
+        first = self.windows.random(order.repeat_interleave(self.n_windows), rng).view(-1, self.n_windows)
         b = self.batch_size
         jobs = [(order[i * b:(i + 1) * b][rank::world], first[i * b:(i + 1) * b][rank::world]) for i in range(len(self))]
         cut = (self._batch(*job) for job in jobs)
         return cut if self.windows.resident else _ahead(cut)
 
     def _batch(self, record, first):
-        batch = {"x": self.windows.gather(record, first), "record": record}
+        x = self.windows.gather(record.repeat_interleave(self.n_windows), first.flatten())
+        batch = {"x": x if self.n_windows == 1 else x.unflatten(0, (-1, self.n_windows)), "record": record}
         return batch if self.y is None else batch | {"y": self.y[record.to(self.y.device)]}
 
 # %% ../nbs/07_windows.ipynb #1c6e4d05

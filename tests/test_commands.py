@@ -55,6 +55,7 @@ def test_the_demo_and_its_second_call(tmp_path):
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("model.safetensors")}
     run("ecgmm_demo", "--out", "demo", "--n", 90, "--epochs", 1, cwd=tmp_path)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("model.safetensors")} == made   # nothing is trained twice
+    assert "needs another folder" in run("ecgmm_demo", "--out", "demo", "--n", 60, "--epochs", 1, cwd=tmp_path, fails=True)
 
 
 def test_wrong_words_get_clear_answers(tmp_path):
