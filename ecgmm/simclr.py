@@ -29,7 +29,7 @@ def gather_with_gradient(
     from torch.distributed.nn.functional import all_gather
     return torch.cat(all_gather(z))
 
-# %% ../nbs/20_simclr.ipynb #074d5bb1
+# %% ../nbs/20_simclr.ipynb #2efa25ff
 def nt_xent(
     z1: torch.Tensor,            # (B, D) projections of the first views
     z2: torch.Tensor,            # (B, D) of the second views, in the same order
@@ -43,8 +43,7 @@ def nt_xent(
     record = torch.arange(b, device=z1.device) if record is None else record.to(z1.device)
     rank = torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
     everyone, whose = gather_with_gradient(mine), gather_with_gradient(record.repeat(2))
-    at = rank * 2 * b + torch.arange(2 * b, device=z1.device)                                # where mine stand among everyone
-    partner = rank * 2 * b + torch.arange(2 * b, device=z1.device).roll(b)
+    partner = rank * 2 * b + torch.arange(2 * b, device=z1.device).roll(b)            # where mine have theirs among everyone
     similarity = mine @ everyone.T / temperature                                             # (2B, all)
     same = record.repeat(2)[:, None] == whose
     similarity = similarity.masked_fill(same.scatter(1, partner[:, None], False), -torch.inf)   # itself, and other views of its record

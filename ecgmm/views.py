@@ -6,9 +6,9 @@
 __all__ = ['RECIPES', 'cut_out', 'add_noise', 'crop', 'shift_time', 'scale_amplitude', 'wander_baseline', 'add_mains',
            'add_muscle', 'drop_leads', 'warped_crop', 'padded_crop', 'Group', 'make_views', 'recipe']
 
-# %% ../nbs/03_views.ipynb #02461d0c
+# %% ../nbs/03_views.ipynb #dff7b448
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -25,7 +25,7 @@ def _check_range(who, what, pair, low, high):
     "An error unless low <= pair[0] <= pair[1] <= high."
     if not (len(pair) == 2 and low <= pair[0] <= pair[1] <= high): raise ValueError(f"{who}: {what} from {low:g} to {high:g} as (smallest, largest) is needed, got {pair}")
 
-# %% ../nbs/03_views.ipynb #b6b1ab52
+# %% ../nbs/03_views.ipynb #09a5aac0
 def cut_out(
     x: torch.Tensor,         # (B, L, T) mV or (B, L, F, S) magnitudes
     rng: torch.Generator,    # on the device of x
@@ -39,8 +39,8 @@ def cut_out(
     size, leads = x.shape[axis], x.shape[1] if lead_wise else 1
     n = (_uniform(*share, (len(x), leads, 1), rng) * size).round()
     first = (torch.rand(n.shape, generator=rng, device=rng.device) * (size - n + 1)).floor()
-    at = torch.arange(size, device=x.device) - first
-    kept = ((at < 0) | (at >= n)).to(x.dtype)                                     # (B, leads, size)
+    half = (n - 1) / 2
+    kept = (torch.arange(size, device=x.device) - (first + half)).abs_() > half   # (B, leads, size): further from the middle than the ends are
     return x * (kept if x.ndim == 3 else kept[:, :, None] if axis == -1 else kept[..., None])
 
 # %% ../nbs/03_views.ipynb #d216b77a
@@ -88,13 +88,12 @@ def scale_amplitude(
     low, high = (torch.tensor(f, dtype=torch.float64).log().item() for f in factor)
     return x * _uniform(low, high, (len(x), x.shape[1] if lead_wise else 1, *[1] * (x.ndim - 2)), rng).exp()
 
-# %% ../nbs/03_views.ipynb #34699e0c
+# %% ../nbs/03_views.ipynb #a950c508
 def _waves(x, rng, amplitude, hz, lead_wise):
-    "A sine for each record, its amplitude (mV) and rate (Hz) drawn from ranges, its phase (and where lead-wise its size) per lead."
+    "A sine for each record at its rate `hz` (B, 1, 1), its size (mV, from a range) and phase drawn for each lead or for all alike."
     size = _uniform(*amplitude, (len(x), x.shape[1] if lead_wise else 1, 1), rng)
     phase = _uniform(0, 2 * torch.pi, size.shape, rng)
-    turn = 2 * torch.pi / FS * _uniform(*hz, (len(x), 1, 1), rng)
-    return size * torch.sin(turn * torch.arange(x.shape[-1], device=x.device) + phase)
+    return size * torch.sin(2 * torch.pi / FS * hz * torch.arange(x.shape[-1], device=x.device) + phase)
 
 
 def wander_baseline(
@@ -107,9 +106,9 @@ def wander_baseline(
     "Slow waves under the ECG: breath and movement."
     _check_range("wander_baseline", "an amplitude in mV", amplitude, 0, 10)
     _check_range("wander_baseline", "a rate in Hz", hz, 0, FS / 2)
-    return x + _waves(x, rng, amplitude, hz, lead_wise)
+    return x + _waves(x, rng, amplitude, _uniform(*hz, (len(x), 1, 1), rng), lead_wise)
 
-# %% ../nbs/03_views.ipynb #859cfab9
+# %% ../nbs/03_views.ipynb #bd698f71
 def add_mains(
     x: torch.Tensor,         # (B, L, T) mV
     rng: torch.Generator,    # on the device of x
@@ -119,10 +118,8 @@ def add_mains(
 ) -> torch.Tensor:           # (B, L, T) mV
     "Mains hum as it is found in samples at 100 Hz: 50 Hz alternates from sample to sample, 60 Hz folds down to 40 Hz."
     _check_range("add_mains", "an amplitude in mV", amplitude, 0, 10)
-    which = torch.tensor(hz, dtype=torch.float32, device=x.device)[torch.randint(len(hz), (len(x), 1, 1), generator=rng, device=rng.device)]
-    size = _uniform(*amplitude, (len(x), x.shape[1] if lead_wise else 1, 1), rng)
-    phase = _uniform(0, 2 * torch.pi, size.shape, rng)
-    return x + size * torch.sin(2 * torch.pi / FS * which * torch.arange(x.shape[-1], device=x.device) + phase)
+    which = torch.randint(len(hz), (len(x), 1, 1), generator=rng, device=rng.device)
+    return x + _waves(x, rng, amplitude, torch.tensor(hz, dtype=x.dtype, device=x.device)[which], lead_wise)
 
 # %% ../nbs/03_views.ipynb #a1e18c5b
 def add_muscle(
@@ -218,14 +215,18 @@ def make_views(
         out.append(front.standardise(v))
     return out
 
-# %% ../nbs/03_views.ipynb #173fa819
-_OURS = (partial(scale_amplitude, factor=(0.5, 2.0)), cut_out, add_noise, partial(drop_leads, p=0.1))
-_PAPER = (cut_out, add_noise)
+# %% ../nbs/03_views.ipynb #996cbf37
+_OURS = (partial(scale_amplitude, factor=(0.5, 2.0)), cut_out, add_noise, drop_leads)
+_THEIRS = (cut_out, add_noise)
+_THEIR_FRAMES = partial(cut_out, share=(0.1, 0.35))
 
-RECIPES = {  # name -> modality -> groups
-    "pair": {"signal": (Group(2, _OURS),), "spectrogram": (Group(2, _OURS),)},
-    "multicrop": {"signal": (Group(2, _OURS), Group(8, (partial(crop, length=100), *_OURS))),
-                  "spectrogram": (Group(2, _OURS), Group(8, (partial(crop, length=100), *_OURS)))},
+RECIPES = {  # name -> modality -> groups; the paper's code has no pair of views for spectrograms
+    "pair": dict.fromkeys(("signal", "spectrogram"), (Group(2, _OURS),)),
+    "multicrop": dict.fromkeys(("signal", "spectrogram"), (Group(2, _OURS), Group(8, (partial(crop, length=100), *_OURS)))),
+    "paper-pair": {"signal": (Group(2, _THEIRS),)},
+    "paper-multicrop": {
+        "signal": (Group(2, (warped_crop, *_THEIRS)), Group(8, (partial(warped_crop, share=(0.1, 0.5)), *_THEIRS))),
+        "spectrogram": (Group(2, (), (padded_crop, _THEIR_FRAMES)), Group(8, (), (partial(padded_crop, share=(0.3, 0.6)), _THEIR_FRAMES)))},
 }
 
 
