@@ -30,6 +30,7 @@ from .finetune import finetune
 from .metrics import macro, per_class
 from .store import Store, prepare, source_table
 from .synthetic import synthesize
+from .training import remembered
 
 # %% ../nbs/60_results.ipynb #97b709f3
 def circumstances() -> dict:  # date, commit, version, processor, cores, accelerator, torch, python
@@ -61,15 +62,11 @@ def study(
             for seed in seeds:
                 wanted = dict(modality=modality, fold=int(fold), seed=int(seed), settings=settings.get(modality, settings), folds=store.meta["fold_hash"], made_from=store.meta["made_from"])
                 folder = out / f"{modality}-fold{fold}-seed{seed}"
-                try: done = json.loads((folder / "scores.json").read_text())
-                except (OSError, ValueError): done = {}
-                if done.get("run") != wanted:
-                    start = time.time()
-                    (folder / "scores.json").unlink(missing_ok=True)
+                def train():
                     if progress: print(f"{modality}, test fold {fold}, seed {seed}", flush=True)
                     r = finetune(store, folder, fold, modality, seed=seed, progress=progress, **wanted["settings"])
-                    done = dict(run=wanted, threshold=r["threshold"], test=r["test"], tune=r["tune"], seconds=round(time.time() - start, 1))
-                    (folder / "scores.json").write_text(json.dumps(done, indent=1))
+                    return {k: r[k] for k in ("threshold", "test", "tune")}
+                done = remembered(folder / "scores.json", wanted, train)
                 rows.append(dict(modality=modality, fold=fold, seed=seed, **{m: done["test"][m] for m in METRICS}, **_frequent(folder),
                                  threshold=done["threshold"], seconds=done["seconds"]))
     table = pd.DataFrame(rows)
@@ -171,7 +168,7 @@ def _table(table): return f'<div class="scroll">{table.to_html(border=0)}</div>'
 def _examples(store, out, n=4):
     "Test recordings of the first run on paper, with truth and prediction: those with the most labels first, different ones."
     name, done, _, saved = next(_runs(out))
-    y, prob, t = saved["test_y"], saved["test_prob"], done["threshold"]
+    y, prob, t = saved["test_y"], saved["test_prob"], done["result"]["threshold"]
     named = lambda mask: " ".join(np.array(ABBREVIATIONS)[mask]) or "none"
     seen, parts = set(), []
     for i in np.argsort(-y.sum(1, dtype=int), kind="stable"):

@@ -40,8 +40,9 @@ def cut_out(
     n = (_uniform(*share, (len(x), leads, 1), rng) * size).round()
     first = (torch.rand(n.shape, generator=rng, device=rng.device) * (size - n + 1)).floor()
     half = (n - 1) / 2
-    kept = (torch.arange(size, device=x.device) - (first + half)).abs_() > half   # (B, leads, size): further from the middle than the ends are
-    return x * (kept if x.ndim == 3 else kept[:, :, None] if axis == -1 else kept[..., None])
+    kept = (torch.arange(size, dtype=x.dtype, device=x.device) - (first + half)).abs_().gt_(half)   # (B, leads, size): 1 where further from the middle than the ends are
+    if x.ndim == 4: kept = kept[:, :, None] if axis == -1 else kept[..., None]
+    return kept.mul_(x) if kept.shape == x.shape else x * kept                                     # in place, if it is as large as x
 
 # %% ../nbs/03_views.ipynb #d216b77a
 def add_noise(
@@ -116,7 +117,7 @@ def add_mains(
     hz=(50, 60),             # one of these is drawn for each record: Europe's mains and America's
     lead_wise: bool = True,  # each lead its own size and phase; False: all leads hum alike
 ) -> torch.Tensor:           # (B, L, T) mV
-    "Mains hum as it is found in samples at 100 Hz: 50 Hz alternates from sample to sample, 60 Hz folds down to 40 Hz."
+    "Mains hum as unfiltered samples at 100 Hz show it: 50 Hz alternates from sample to sample, 60 Hz folds down to 40 Hz."
     _check_range("add_mains", "an amplitude in mV", amplitude, 0, 10)
     which = torch.randint(len(hz), (len(x), 1, 1), generator=rng, device=rng.device)
     return x + _waves(x, rng, amplitude, torch.tensor(hz, dtype=x.dtype, device=x.device)[which], lead_wise)
@@ -158,35 +159,39 @@ def warped_crop(
 ) -> torch.Tensor:          # (B, L, T) mV: as long as before, so slower than it was recorded
     "The paper's crop, for comparison: a piece stretched to full length by putting its samples at random places and joining them with lines."
     _check_range("warped_crop", "a share", share, 0.01, 1)
-    size = x.shape[-1]
+    size, at = x.shape[-1], torch.arange(x.shape[-1], device=x.device)
     n = (_uniform(*share, (len(x), 1), rng) * size).long().clamp(min=2)
-    first = (torch.rand((len(x), 1), generator=rng, device=rng.device) * (size - n + 1)).long()
-    rank = torch.rand((len(x), size), generator=rng, device=rng.device).argsort(1).argsort(1)
-    here = rank < n                                                              # the n places that samples are put at
-    at, none = torch.arange(size, device=x.device), torch.tensor(size, device=x.device)
-    before = torch.where(here, at, -1).cummax(1).values                          # the last place up to here, the next one from here
-    after = torch.where(here, at, none).flip(1).cummin(1).values.flip(1)
-    k = here.cumsum(1) - 1                                                       # how many-th sample stands at `before`
-    left, right = (first + k.clamp(min=0), first + torch.where(here, k, k + 1).clamp(max=n - 1))
-    weight = ((at - before) / (after - before).clamp(min=1)).masked_fill((before < 0) | (after == size), 0)
+    first = (torch.rand(n.shape, generator=rng, device=rng.device) * (size - n + 1)).long()
+    luck = torch.rand((len(x), size), generator=rng, device=rng.device)
+    luck[:, [0, -1]] = -1                                                        # both ends are always taken
+    taken = torch.zeros_like(luck, dtype=torch.bool).scatter_(1, luck.argsort(1), at < n)   # the n places that samples are put at
+    before = torch.where(taken, at, 0).cummax(1).values                          # the last of them up to here, and the next one from here
+    after = torch.where(taken, at, size).flip(1).cummin(1).values.flip(1)
+    left = first + taken.cumsum(1) - 1                                           # the samples that stand there
+    right = left + ~taken
+    weight = ((at - before) / (after - before).clamp(min=1)).to(x.dtype)
     pick = lambda i: x.gather(-1, i[:, None].expand(x.shape))
     return torch.lerp(pick(left), pick(right), weight[:, None])
 
-
+# %% ../nbs/03_views.ipynb #20275e91
 def padded_crop(
-    s: torch.Tensor,        # (B, L, F, S) magnitudes
+    s: torch.Tensor,        # (B, L, F, S) magnitudes, standardised or not
     rng: torch.Generator,   # on the device of s
     share=(0.6, 1.0),       # smallest and largest part of the frames that stays (the paper's code: 0.6 to 1 global, 0.3 to 0.6 local)
+    cut=(0.1, 0.35),        # smallest and largest part of these that each lead loses (the paper's code)
 ) -> torch.Tensor:          # (B, L, F, S): the crop in the middle, zeros on both sides
     "The paper's crop of a spectrogram, for comparison: the padding tells how large the crop was."
     _check_range("padded_crop", "a share", share, 0, 1)
-    size = s.shape[-1]
-    n = (_uniform(*share, (len(s), 1), rng) * size).long().clamp(min=1)
-    first = (torch.rand((len(s), 1), generator=rng, device=rng.device) * (size - n + 1)).long()
+    _check_range("padded_crop", "a cut", cut, 0, 1)
+    size, draw = s.shape[-1], lambda shape: torch.rand(shape, generator=rng, device=rng.device)
+    n = (_uniform(*share, (len(s), 1, 1), rng) * size).long().clamp(min=1)
+    first = (draw(n.shape) * (size - n + 1)).long()
+    gap = (_uniform(*cut, (len(s), s.shape[1], 1), rng) * n).long()
+    gap_at = (draw(gap.shape) * (n - gap + 1)).long()
     at = torch.arange(size, device=s.device) - (size - n) // 2                   # place within the crop
-    inside = (at >= 0) & (at < n)
-    picked = s.gather(-1, (at + first).clamp(0, size - 1)[:, None, None].expand(s.shape))
-    return picked * inside[:, None, None].to(s.dtype)
+    kept = (at >= 0) & (at < n) & ((at < gap_at) | (at >= gap_at + gap))         # (B, L, S)
+    picked = s.gather(-1, (at + first).clamp(0, size - 1)[:, :, None].expand(s.shape))
+    return picked * kept[:, :, None].to(s.dtype)
 
 # %% ../nbs/03_views.ipynb #96152705
 class Group(NamedTuple):
@@ -194,6 +199,13 @@ class Group(NamedTuple):
     n: int                    # how many views of each record
     signal: tuple = ()        # functions (x, rng) -> x, applied in order to windows in mV
     spectrogram: tuple = ()   # functions (s, rng) -> s, applied in order to their magnitudes where the modality is "spectrogram"
+    standardised: tuple = ()  # functions (v, rng) -> v, applied in order to what the front end gives
+
+
+def _apply(changes, v, rng):
+    "One change after the other."
+    for change in changes: v = change(v, rng)
+    return v
 
 
 def make_views(
@@ -205,20 +217,18 @@ def make_views(
     "Augment in mV, transform, augment the magnitudes, standardise."
     if x.ndim == 3: x = x[:, None]
     if x.ndim != 4 or x.shape[2] != 12: raise ValueError(f"make_views: windows (B, 12, T) or (B, W, 12, T) in mV are needed, got {tuple(x.shape)}")
+    deal = lambda windows, n: torch.cat([windows[:, k % windows.shape[1]] for k in range(n)])
+    plain = None if all(g.signal for g in groups) else front.transform(x.flatten(0, 1)).unflatten(0, x.shape[:2])   # once for all views that nothing changes in mV
     out = []
-    for group in groups:
-        v = x.transpose(0, 1)[torch.arange(group.n) % x.shape[1]].flatten(0, 1)
-        for change in group.signal: v = change(v, rng)
-        v = front.transform(v)
-        if front.modality == "spectrogram":
-            for change in group.spectrogram: v = change(v, rng)
-        out.append(front.standardise(v))
+    for g in groups:
+        v = front.transform(_apply(g.signal, deal(x, g.n), rng)) if g.signal else deal(plain, g.n)
+        if front.modality == "spectrogram": v = _apply(g.spectrogram, v, rng)
+        out.append(_apply(g.standardised, front.standardise(v), rng))
     return out
 
 # %% ../nbs/03_views.ipynb #996cbf37
 _OURS = (partial(scale_amplitude, factor=(0.5, 2.0)), cut_out, add_noise, drop_leads)
 _THEIRS = (cut_out, add_noise)
-_THEIR_FRAMES = partial(cut_out, share=(0.1, 0.35))
 
 RECIPES = {  # name -> modality -> groups; the paper's code has no pair of views for spectrograms
     "pair": dict.fromkeys(("signal", "spectrogram"), (Group(2, _OURS),)),
@@ -226,7 +236,7 @@ RECIPES = {  # name -> modality -> groups; the paper's code has no pair of views
     "paper-pair": {"signal": (Group(2, _THEIRS),)},
     "paper-multicrop": {
         "signal": (Group(2, (warped_crop, *_THEIRS)), Group(8, (partial(warped_crop, share=(0.1, 0.5)), *_THEIRS))),
-        "spectrogram": (Group(2, (), (padded_crop, _THEIR_FRAMES)), Group(8, (), (partial(padded_crop, share=(0.3, 0.6)), _THEIR_FRAMES)))},
+        "spectrogram": (Group(2, standardised=(padded_crop,)), Group(8, standardised=(partial(padded_crop, share=(0.3, 0.6)),)))},
 }
 
 

@@ -12,12 +12,12 @@ SCRIPT = str(Path(__file__).with_name("toy_fit.py"))
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def run(*options, processes=1, check=True):
+def run(*options, processes=1, check=True, script=SCRIPT):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(port)]
-    return subprocess.run([sys.executable, *(launch if processes > 1 else []), SCRIPT, *map(str, options)], env=ENV, check=check, capture_output=True, text=True, timeout=180)
+    return subprocess.run([sys.executable, *(launch if processes > 1 else []), script, *map(str, options)], env=ENV, check=check, capture_output=True, text=True, timeout=180)
 
 
 def weights(path): return load_file(path), torch.cat([v.flatten().double() for v in load_file(path).values()])

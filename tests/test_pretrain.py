@@ -1,0 +1,81 @@
+"Pre-training from the command line: killed and resumed, handed on to the classifier, refused where it would leak, compared in parts."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+from test_commands import BIN, run
+
+from ecgmm.models import Backbone, load_model
+
+SMALL = ["--modality", "spectrogram", "--encoder", "se_resnet_small", "--cpu"]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    "Two prepared databases, `store` and `other`."
+    folder = tmp_path_factory.mktemp("stores")
+    for name, seed, n in (("store", 0, 100), ("other", 1, 60)):
+        run("ecgmm_synthesize", "--out", f"files-{name}", "--n", n, "--seed", seed, cwd=folder)
+        run("ecgmm_prepare", "--data", f"files-{name}", "--store", name, "--workers", 1, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["byol", "dino"])
+def test_killed_and_resumed(stores, tmp_path, method):
+    options = ["--store", stores / "store", "--unlabelled", stores / "other", "--method", method, *SMALL, "--epochs", 5, "--batch_size", 32, "--probe_every", 0,
+               *(["--n_prototypes", 64] if method == "dino" else [])]
+    run("ecgmm_pretrain", "--out", "whole", *options, cwd=tmp_path)
+    killed = subprocess.Popen([str(BIN / "ecgmm_pretrain"), "--out", "killed", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    history = tmp_path / "killed" / "training" / "history.jsonl"
+    while killed.poll() is None and (not history.is_file() or len(history.read_text().splitlines()) < 2): time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(30) == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists()
+    done = len(history.read_text().splitlines())
+    assert 2 <= done < 5
+    run("ecgmm_pretrain", "--out", "killed", *options, "--resume", cwd=tmp_path)
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys() and all(whole[k].equal(resumed[k]) for k in whole)
+    assert "another method" in run("ecgmm_pretrain", "--out", "killed", *[o if o != method else "simclr" for o in options if o not in ("--n_prototypes", 64)], "--resume", cwd=tmp_path, fails=True)
+
+
+def test_handed_on(stores, tmp_path):
+    said = run("ecgmm_pretrain", "--store", stores / "store", "--unlabelled", stores / "other", "--method", "byol", *SMALL, "--fold", 3, "--epochs", 2, "--batch_size", 32, "--probe_every", 1, cwd=tmp_path)
+    folder = tmp_path / "models" / "byol-spectrogram-fold3"
+    assert "knn_auroc" in json.loads(said.strip().splitlines()[-1])
+    assert load_model(folder / "model", Backbone.from_config)[1]["folds"]["transductive"] is False
+    seen = pd.read_csv(folder / "seen.csv", dtype=str)
+    records, folds = (pd.read_csv(stores / "store" / f"{t}.csv", dtype=str) for t in ("records", "folds"))
+    held = set(records["hash"][folds["fold"].isin(["3", "4"])])
+    assert held and not held & set(seen["hash"]) and len(seen) == len(records) - folds["fold"].isin(["3", "4"]).sum() + len(pd.read_csv(stores / "other" / "records.csv"))
+    tuned = ["--store", stores / "store", *SMALL, "--epochs", 2, "--freeze_epochs", 1, "--pretrained", folder]
+    run("ecgmm_finetune", *tuned, "--fold", 3, cwd=tmp_path)
+    config = json.loads((tmp_path / "models" / "byol-spectrogram-fold3-tuned" / "model" / "config.json").read_text())
+    assert config["pretraining"]["method"] == "byol" and config["pretraining_folds"]["test"] == 3
+    assert "held out here" in run("ecgmm_finetune", *tuned, "--fold", 5, cwd=tmp_path, fails=True)
+    run("ecgmm_finetune", *tuned, "--fold", 3, "--fractions", "0.1,1", "--out", "curve", cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "curve" / "curve.csv")
+    assert list(table["way"]) == ["finetune", "linear", "knn"] * 2 and (tmp_path / "curve" / "curve.png").stat().st_size > 5000
+    weights = folder / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])                                  # a damaged download
+    assert "model.safetensors" in run("ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True)
+    shutil.rmtree(folder / "model")
+    assert "has no config.json" in run("ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True)
+
+
+def test_a_comparison_in_two_parts(stores, tmp_path):
+    study = ["--store", stores / "store", "--unlabelled", stores / "other", "--arms", "scratch,random,byol", "--modalities", "spectrogram", "--folds", "3", "--seeds", "0", "--epochs", 1, "--tune_epochs", 1, "--cpu"]
+    said = run("ecgmm_compare", *study, "--part", "1/2", cwd=tmp_path)
+    assert "2 of 3 runs are done" in said and not (tmp_path / "comparison" / "scores.csv").exists()
+    said = run("ecgmm_compare", *study, "--part", "2/2", cwd=tmp_path)
+    assert "raw results" in said
+    scores = pd.read_csv(tmp_path / "comparison" / "scores.csv")
+    assert set(scores["arm"]) == {"scratch", "random", "byol"} and set(scores["fraction"]) == {1.0, 0.2}
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "comparison").rglob("model.safetensors")}
+    assert "test fold" not in run("ecgmm_compare", *study, cwd=tmp_path)               # all is done: nothing is named
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "comparison").rglob("model.safetensors")} == made
