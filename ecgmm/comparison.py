@@ -93,12 +93,14 @@ def ranks(
     "What AUROC and average precision need of probabilities."
     return np.stack([np.unique(p, return_inverse=True)[1] for p in prob.T], 1)
 
-# %% ../nbs/31_comparison.ipynb #90d1daad
-SETTINGS = {  # modality -> what its runs share; small encoders, a few minutes per arm and fold on one core
+# %% ../nbs/31_comparison.ipynb #e8acb16c
+_DINO = dict(views="pair", options=dict(n_prototypes=1024, momentum=0.95, teacher_temp=(0.01, 0.01)))
+
+SETTINGS = {  # modality -> what its runs share; chosen on tune recordings, see below
     "signal": dict(encoder="xresnet1d_small", pretrain=dict(epochs=48, batch_size=128, lr=2e-3, n_windows=2, probe_every=0, precision="bf16"),
-                   finetune=dict(epochs=10, batch_size=32, lr=3e-3, precision="bf16"), dino=dict(options=dict(n_prototypes=1024))),
+                   finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_rate=1.0, precision="bf16"), dino=_DINO),
     "spectrogram": dict(encoder="se_resnet_small", pretrain=dict(epochs=80, batch_size=128, lr=2e-3, n_windows=2, probe_every=0),
-                        finetune=dict(epochs=10, batch_size=32, lr=3e-3), dino=dict(options=dict(n_prototypes=1024))),
+                        finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_rate=1.0), simclr=dict(options=dict(temperature=0.2)), dino=_DINO),
 }
 
 # %% ../nbs/31_comparison.ipynb #0df213f0
