@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'SETTINGS', 'ARMS', 'weighted_auroc', 'weighted_auprc', 'draws', 'paired_interval', 'ranks', 'compare',
-           'save_comparison', 'read_comparison', 'differences', 'plot_differences', 'ecgmm_compare']
+           'save_comparison', 'results_file', 'read_comparison', 'differences', 'plot_differences', 'ecgmm_compare']
 
 # %% ../nbs/31_comparison.ipynb #9999cb45
 import copy
@@ -24,7 +24,7 @@ from .pretrain import METHODS, load_pretrained, pretrain
 from .store import Store
 from .training import remembered
 
-# %% ../nbs/31_comparison.ipynb #0d6160bd
+# %% ../nbs/31_comparison.ipynb #4a17f437
 def weighted_auroc(
     y: np.ndarray,        # (N,) labels of one class, 0 or 1
     prob: np.ndarray,     # (N,) its probabilities, or anything that ranks
@@ -37,7 +37,7 @@ def weighted_auroc(
     with np.errstate(invalid="ignore", divide="ignore"):
         return ((wp @ beats) * wn).sum(1) / (wp.sum(1) * wn.sum(1))
 
-
+# %% ../nbs/31_comparison.ipynb #4d78bfde
 def weighted_auprc(
     y: np.ndarray,        # (N,) labels of one class, 0 or 1
     prob: np.ndarray,     # (N,) its probabilities, or anything that ranks
@@ -51,7 +51,7 @@ def weighted_auprc(
         precision = np.where(all_ > 0, tp / all_, 0)
         return (np.diff(tp, axis=1, prepend=0) * precision).sum(1) / tp[:, -1]
 
-# %% ../nbs/31_comparison.ipynb #87833961
+# %% ../nbs/31_comparison.ipynb #98a3d1fd
 FIGURES = {"auroc": weighted_auroc, "auprc": weighted_auprc}
 
 
@@ -67,7 +67,7 @@ def draws(
     if len(kept) == 0: raise ValueError(f"draws: a class with at least {least} positive recordings is needed, there is none among {len(y)}")
     return np.mean([np.nanmean([FIGURES[figure](y[:, k], p[:, k], weight) for k in kept], axis=0) for p in probs], axis=0)
 
-
+# %% ../nbs/31_comparison.ipynb #1ad51cb3
 def paired_interval(
     ys,                       # list of (N, K) labels, one per test fold
     arm,                      # list (one per fold) of lists (one per seed) of (N, K) probabilities
@@ -103,7 +103,7 @@ SETTINGS = {  # modality -> what its runs share; chosen on tune recordings, see 
                         finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_rate=1.0), simclr=dict(options=dict(temperature=0.2)), dino=_DINO),
 }
 
-# %% ../nbs/31_comparison.ipynb #0df213f0
+# %% ../nbs/31_comparison.ipynb #2d3db85d
 ARMS = ("scratch", "random", *METHODS)   # what is compared: trained from scratch, a frozen random encoder, and the methods
 
 
@@ -129,6 +129,12 @@ def _answers(store, folder, unlabelled, modality, arm, fold, seed, fractions, se
         with np.load(run / "predictions.npz", allow_pickle=False) as saved: out["finetune", fraction] = saved["test_prob"]
     return out
 
+# %% ../nbs/31_comparison.ipynb #d3b74803
+def _figures(y, prob):
+    "AUROC and AUPRC over the classes that are there, and over those with at least three positives."
+    c = per_class(y, prob)
+    return {f"{m}{end}": macro(c[m], c["positives"], least) for end, least in (("", 1), ("_3", 3)) for m in FIGURES} | {"classes_3": int((c["positives"] >= 3).sum())}
+
 
 def compare(
     store: Store,                             # a prepared database
@@ -145,26 +151,29 @@ def compare(
     cpu: bool = False,                        # leave an accelerator alone
 ) -> tuple:                                   # a row per answer (data frame), ranks (rows, N, 24) padded with -1, fold -> labels (N, 24)
     "Run every arm on every fold with every seed, or read what has been run, and gather the answers on the test recordings."
-    jobs, rows, all_ranks = [(s, k, m, a) for s in seeds for k in folds for m in modalities for a in arms], [], []
+    out, rows, all_ranks, made_from = Path(out), [], [], [s.meta["made_from"] for s in (store, *unlabelled)]
+    jobs = [(s, k, m, a) for s in seeds for k in folds for m in modalities for a in arms]
     for job, (seed, fold, modality, arm) in enumerate(jobs):
         told = (settings or SETTINGS)[modality]
-        folder, test = Path(out) / f"{modality}-{arm}-fold{fold}-seed{seed}", store.split(fold)["test"]
-        wanted = dict(settings={k: v for k, v in told.items() if k not in METHODS or k == arm}, fractions=list(fractions), made_from=[s.meta["made_from"] for s in (store, *unlabelled)], folds=store.meta["fold_hash"])
-        mine, file = job % part[1] == part[0], _named(folder, "answers", **wanted).with_suffix(".json")
-        if not mine and not file.is_file(): continue
-        if progress and not file.is_file(): print(f"{job + 1} of {len(jobs)}: {modality}, {arm}, test fold {fold}, seed {seed}", flush=True)
-        work = lambda: {"answers": [[*key, ranks(p).tolist()] for key, p in _answers(store, folder, unlabelled, modality, arm, fold, seed, fractions, told | dict(cpu=cpu, progress=False)).items()]}
+        folder = out / f"{modality}-{arm}-fold{fold}-seed{seed}"
+        wanted = dict(settings={k: v for k, v in told.items() if k not in METHODS or k == arm}, fractions=list(fractions), made_from=made_from, folds=store.meta["fold_hash"])
+        file = _named(folder, "answers", **wanted).with_suffix(".json")
+        if not file.is_file():
+            if job % part[1] != part[0]: continue
+            if progress: print(f"{job + 1} of {len(jobs)}: {modality}, {arm}, test fold {fold}, seed {seed}", flush=True)
+        def work():
+            answers = _answers(store, folder, unlabelled, modality, arm, fold, seed, fractions, told | dict(cpu=cpu, progress=False))
+            return {"answers": [[way, fraction, ranks(prob).tolist()] for (way, fraction), prob in answers.items()]}
         done = remembered(file, wanted, work)
+        y = store.y[store.split(fold)["test"]]
         for way, fraction, rank in done["answers"]:
-            c = per_class(store.y[test], np.array(rank))
-            rows.append(dict(modality=modality, arm=arm, way=way, fraction=fraction, fold=fold, seed=seed, **{m: macro(c[m], c["positives"]) for m in FIGURES},
-                             **{f"{m}_3": macro(c[m], c["positives"], 3) for m in FIGURES}, classes_3=int((c["positives"] >= 3).sum()), seconds=done["seconds"]))
             all_ranks.append(np.array(rank, np.int16))
+            rows.append(dict(modality=modality, arm=arm, way=way, fraction=fraction, fold=fold, seed=seed) | _figures(y, all_ranks[-1]) | dict(seconds=done["seconds"]))
     longest = max((len(r) for r in all_ranks), default=0)
     padded = np.stack([np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in all_ranks]) if all_ranks else np.zeros((0, 0, len(ABBREVIATIONS)), np.int16)
     return pd.DataFrame(rows), padded, {k: store.y[store.split(k)["test"]] for k in folds}
 
-# %% ../nbs/31_comparison.ipynb #bc0306d8
+# %% ../nbs/31_comparison.ipynb #9bb5ed5b
 def save_comparison(
     name: str,              # of the files: NAME.csv and NAME.npz
     scores: pd.DataFrame,   # what `compare` returned
@@ -176,8 +185,17 @@ def save_comparison(
     np.savez_compressed(f"{name}.npz", ranks=rank, **{f"y{fold}": y for fold, y in ys.items()})
 
 
+def results_file(
+    name: str,              # of a file in `results/` of the repository
+) -> Path:                  # where it is
+    "Raw results that are kept beside the code."
+    file = next((p / "results" / name for p in (Path.cwd(), *Path.cwd().parents) if (p / "results" / name).is_file()), None)
+    if file is None: raise ValueError(f"results_file: no results/{name} here or above {Path.cwd()}")
+    return file
+
+
 def read_comparison(
-    name: str,              # of the files, without their endings
+    name,                   # of the files, without their endings
 ) -> tuple:                 # as `compare` returns them
     "What `save_comparison` wrote."
     scores = pd.read_csv(f"{name}.csv")
@@ -186,7 +204,7 @@ def read_comparison(
     if rank.ndim != 3 or len(rank) != len(scores): raise ValueError(f"read_comparison: {name}.npz with ranks of the {len(scores)} rows of {name}.csv is needed, got {rank.shape}")
     return scores, rank, {int(k[1:]): y for k, y in held.items()}
 
-# %% ../nbs/31_comparison.ipynb #b2ea5997
+# %% ../nbs/31_comparison.ipynb #70a027f1
 def differences(
     scores: pd.DataFrame,              # what `compare` returned
     rank: np.ndarray,                  # likewise
@@ -212,7 +230,7 @@ def differences(
             out.append(row)
     return pd.DataFrame(out)
 
-
+# %% ../nbs/31_comparison.ipynb #a416457f
 def plot_differences(
     table: pd.DataFrame,   # what `differences` returned
     figure: str = "AUROC", # the name on the axis

@@ -64,7 +64,7 @@ def make_method(
     if foreign := [k for k in given if k not in has]: raise ValueError(f"make_method: {method} has no {foreign[0]}, it has {', '.join(has)}")
     return METHODS[method](backbone.front, backbone.encoder, recipe(views or VIEWS[method], backbone.front.modality), **given)
 
-# %% ../nbs/23_pretrain.ipynb #cf0a9ba6
+# %% ../nbs/23_pretrain.ipynb #48709553
 def _tune_probe(store, fold, device, k=10):
     "`evaluate` for `fit`: macro AUROC on the tune recordings of what their nearest labelled train recordings have."
     rows = store.split(fold)
@@ -76,7 +76,7 @@ def _tune_probe(store, fold, device, k=10):
         return {"knn_auroc": macro(ranked["auroc"], ranked["positives"])}
     return probe
 
-
+# %% ../nbs/23_pretrain.ipynb #0296dd50
 def pretrain(
     store: Store,                  # a prepared database; its folds say what may be seen
     folder,                        # where model, history and the list of what was seen go

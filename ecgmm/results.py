@@ -25,6 +25,7 @@ from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 
 from . import __version__
+from .comparison import results_file
 from .data import ABBREVIATIONS, CLASSES, plot_ecg
 from .finetune import finetune
 from .metrics import macro, per_class
@@ -213,9 +214,7 @@ def read_study(
     name: str,   # of a pair of files in `results/` of the repository
 ) -> tuple:      # scores as a data frame, circumstances as a dict
     "A study whose raw results are in the repository."
-    folder = next((p / "results" for p in (Path.cwd(), *Path.cwd().parents) if (p / "results" / f"{name}.csv").is_file()), None)
-    if folder is None: raise ValueError(f"read_study: no results/{name}.csv here or above {Path.cwd()}")
-    return pd.read_csv(folder / f"{name}.csv"), json.loads((folder / f"{name}.json").read_text())
+    return pd.read_csv(results_file(f"{name}.csv")), json.loads(results_file(f"{name}.json").read_text())
 
 # %% ../nbs/60_results.ipynb #86dc7df5
 @call_parse
