@@ -318,7 +318,7 @@ def plot_ecg(
         ts, vs = np.arange(0, width + 1e-6, step_t), np.arange(bottom, top + 1e-6, step_v)
         lines = [[(s, bottom), (s, top)] for s in ts] + [[(0, v), (width, v)] for v in vs]
         ax.add_collection(LineCollection(lines, colors=_PAPER[color], linewidths=lw, zorder=0))
-    n = int(round(part * fs))
+    n = int(part * fs + 1e-6)                                       # four columns never reach past the end
     for k, lead in enumerate(LEADS):
         row, column = k % 3, k // 3
         start = column * n if strip else 0
