@@ -166,7 +166,8 @@ def ecgmm_pretrain(
     weight_decay: float = 1e-3,    # of AdamW, on weights; dino has its own schedule
     temperature: float = None,     # simclr: of the similarities, 0.1 if not given
     momentum: float = None,        # byol, dino: of the slow network at the first step
-    n_prototypes: int = None,      # dino: outputs of the head
+    n_prototypes: int = None,      # dino: outputs of the head, 65536 if not given
+    teacher_temp: float = None,    # dino: the teacher's temperature, 0.04 if not given; 0.01 did better in short runs with few prototypes (31_comparison)
     probe_every: int = 5,          # epochs between k-NN probes on tune, 0 for none
     seed: int = 0,                 # everything random follows from it
     precision: str = "no",         # no (float32) or bf16
@@ -175,7 +176,7 @@ def ecgmm_pretrain(
 ):
     "Pre-train an encoder without labels on the train role of a fold and on further stores."
     out = out or f"models/{method}-{modality}-fold{fold}"
-    options = {k: v for k, v in dict(temperature=temperature, momentum=momentum, n_prototypes=n_prototypes).items() if v is not None}
+    options = {k: v for k, v in dict(temperature=temperature, momentum=momentum, n_prototypes=n_prototypes, teacher_temp=teacher_temp and (teacher_temp, teacher_temp)).items() if v is not None}
     try:
         others = [Store(s) for s in unlabelled.split(",") if s]
         history = pretrain(Store(store), out, fold, method, modality, encoder, others, transductive, views, n_windows, epochs, batch_size, per_record, lr, weight_decay, options,

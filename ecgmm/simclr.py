@@ -16,6 +16,21 @@ from .probes import embedding_spread
 from .spectrogram import FrontEnd
 from .views import make_views, recipe
 
+# %% ../nbs/20_simclr.ipynb #0b90eb42
+class _Gather(torch.autograd.Function):
+    "Rows of all processes, rank after rank; the way back adds up what all processes' losses ask of one's own rows."
+    @staticmethod
+    def forward(ctx, z):
+        parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, z.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
 # %% ../nbs/20_simclr.ipynb #66f67622
 def gather_with_gradient(
     z: torch.Tensor,   # (B, ...) of this process, B the same in each

@@ -49,6 +49,7 @@ def main():
     for name, default in dict(lr=2e-3, temperature=0.1, momentum=0.99, teacher_temp=0.04, student_temp=0.1).items(): ap.add_argument(f"--{name}", type=float, default=default)
     ap.add_argument("--finetune", default="", help="share of the encoder's rate/frozen epochs/epochs, several with commas between: 1/2/10,0.3/2/10")
     ap.add_argument("--scratch", action="store_true", help="no pre-training: a random encoder")
+    ap.add_argument("--no_norm", action="store_true", help="DINO without batch norm in its head")
     a = ap.parse_args()
     torch.set_num_threads(1)
     store, others = Store(a.store), [Store(s) for s in a.unlabelled.split(",") if s]
@@ -68,7 +69,7 @@ def main():
             if a.method == "simclr": method = SimCLR(backbone.front, backbone.encoder, groups, temperature=a.temperature)
             if a.method == "byol": method = BYOL(backbone.front, backbone.encoder, groups, momentum=a.momentum)
             if a.method == "dino":
-                method = DINO(backbone.front, backbone.encoder, groups, n_prototypes=a.prototypes, momentum=a.momentum, teacher_temp=(a.teacher_temp,) * 2, student_temp=a.student_temp)
+                method = DINO(backbone.front, backbone.encoder, groups, n_prototypes=a.prototypes, momentum=a.momentum, teacher_temp=(a.teacher_temp,) * 2, student_temp=a.student_temp, norm=not a.no_norm)
             fit(method, train, epochs=max(1, round(a.steps / len(train))), lr=a.lr, weight_decay=1e-3, clip=1.0, seed=a.seed, cpu=True, progress=False, precision=precision)
             backbone = Backbone(method.front, method.encoder).requires_grad_(True)
         h = {r: features(backbone, windows[r]) for r in ("train", "tune")}
