@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 
@@ -62,7 +63,7 @@ def draws(
     figure: str = "auroc",    # or "auprc"
     least: int = 3,           # classes with fewer positives among the N are left out
 ) -> np.ndarray:              # (M,) the macro mean over classes, then the mean over runs
-    "A figure of one arm on one fold, for every draw."
+    "A figure of one arm on one fold, for every draw; an error if no class has enough positives."
     kept = np.flatnonzero((y.sum(0) >= least) & (y.sum(0) < len(y)))
     if len(kept) == 0: raise ValueError(f"draws: a class with at least {least} positive recordings is needed, there is none among {len(y)}")
     return np.mean([np.nanmean([FIGURES[figure](y[:, k], p[:, k], weight) for k in kept], axis=0) for p in probs], axis=0)
@@ -115,16 +116,19 @@ def _named(folder, what, **wanted):
 def _answers(store, folder, unlabelled, modality, arm, fold, seed, fractions, settings):
     "(way, fraction) -> probabilities of the test recordings, for one arm on one fold with one seed."
     out, pretrained, common = {}, None, dict(cpu=settings["cpu"], progress=settings["progress"])
+    device = "cuda" if torch.cuda.is_available() and not settings["cpu"] else "cpu"
     if arm in METHODS:
         told = settings["pretrain"] | settings.get(arm, {})
-        pretrained = _named(folder, "pretrained", told=told, encoder=settings["encoder"], made_from=[s.meta["made_from"] for s in (store, *unlabelled)])
+        pretrained = _named(folder, "pretrained", told=told, folds=store.meta["fold_hash"], encoder=settings["encoder"], made_from=[s.meta["made_from"] for s in (store, *unlabelled)])
         remembered(pretrained / "done.json", {}, lambda: pretrain(store, pretrained, fold, arm, modality, settings["encoder"], unlabelled, seed=seed, resume=True, **told, **common)[-1])
-        backbone, _ = load_pretrained(pretrained)
+        rows = store.split(fold)
+        held = store.records.iloc[np.concatenate([rows["tune"], rows["test"]])]
+        backbone, _ = load_pretrained(pretrained, held["hash"], held["patient"])
     if arm == "random": backbone = random_backbone(store, fold, modality, settings["encoder"], seed)
-    if arm != "scratch": out |= {key: answer["test"][1] for key, answer in probe(store, backbone, fold, fractions, seed).items()}
+    if arm != "scratch": out |= {key: answer["test"][1] for key, answer in probe(store, backbone, fold, fractions, seed, device=device).items()}
     if arm == "random": return out
     for fraction in fractions:
-        run = _named(folder, f"finetuned-{fraction:g}", told=settings["finetune"], encoder=settings["encoder"], made_from=store.meta["made_from"], pretrained=pretrained and pretrained.name)
+        run = _named(folder, f"finetuned-{fraction:g}", told=settings["finetune"], encoder=settings["encoder"], made_from=store.meta["made_from"], folds=store.meta["fold_hash"], pretrained=pretrained and pretrained.name)
         finetune(store, run, fold, modality, settings["encoder"], seed=seed, fraction=fraction, pretrained=pretrained, resume=True, **settings["finetune"], **common)
         with np.load(run / "predictions.npz", allow_pickle=False) as saved: out["finetune", fraction] = saved["test_prob"]
     return out
@@ -152,6 +156,8 @@ def compare(
 ) -> tuple:                                   # a row per answer (data frame), ranks (rows, N, 24) padded with -1, fold -> labels (N, 24)
     "Run every arm on every fold with every seed, or read what has been run, and gather the answers on the test recordings."
     out, rows, all_ranks, made_from = Path(out), [], [], [s.meta["made_from"] for s in (store, *unlabelled)]
+    if wrong := [a for a in arms if a not in ARMS] + [m for m in modalities if m not in (settings or SETTINGS)]: raise ValueError(f"compare: arms among {', '.join(ARMS)} and modalities with settings are needed, got {wrong[0]!r}")
+    if not 0 <= part[0] < part[1]: raise ValueError(f"compare: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
     jobs = [(s, k, m, a) for s in seeds for k in folds for m in modalities for a in arms]
     for job, (seed, fold, modality, arm) in enumerate(jobs):
         told = (settings or SETTINGS)[modality]
@@ -159,7 +165,7 @@ def compare(
         wanted = dict(settings={k: v for k, v in told.items() if k not in METHODS or k == arm}, fractions=list(fractions), made_from=made_from, folds=store.meta["fold_hash"])
         file = _named(folder, "answers", **wanted).with_suffix(".json")
         if not file.is_file():
-            if job % part[1] != part[0]: continue
+            if (job + job // len(arms)) % part[1] != part[0]: continue                           # arms cost unlike much: no part gets one arm alone
             if progress: print(f"{job + 1} of {len(jobs)}: {modality}, {arm}, test fold {fold}, seed {seed}", flush=True)
         def work():
             answers = _answers(store, folder, unlabelled, modality, arm, fold, seed, fractions, told | dict(cpu=cpu, progress=False))
@@ -277,10 +283,11 @@ def ecgmm_compare(
         prepared, others = Store(store), [Store(s) for s in words(unlabelled)]
         told = compare(prepared, out, others, words(arms), words(modalities), [int(k) for k in words(folds)], [int(k) for k in words(seeds)], [float(f) for f in words(fractions)], settings, (i - 1, n), cpu=cpu)
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_compare: {e}")
-    runs, wanted = len(told[0][["modality", "arm", "fold", "seed"]].drop_duplicates()), len(words(arms)) * len(words(modalities)) * len(words(folds)) * len(words(seeds))
+    runs, wanted = len(told[0][["modality", "arm", "fold", "seed"]].drop_duplicates()) if len(told[0]) else 0, len(words(arms)) * len(words(modalities)) * len(words(folds)) * len(words(seeds))
     if runs < wanted: return print(f"{runs} of {wanted} runs are done, the others belong to other parts; call again when all are")
     save_comparison(Path(out) / "scores", *told)
-    table = differences(*told)
+    try: table = differences(*told)
+    except ValueError as e: raise SystemExit(f"ecgmm_compare: {e}; the raw results are in {Path(out) / 'scores.csv'}")
     table.to_csv(Path(out) / "table.csv", index=False)
     if "difference" in table: plot_differences(table).savefig(Path(out) / "figure.png", dpi=110, bbox_inches="tight")
     print(table.round(3).to_string(index=False))

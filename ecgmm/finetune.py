@@ -36,9 +36,8 @@ def probabilities(
     "Probabilities per recording; the model is in evaluation mode meanwhile."
     was_training = model.training
     model.eval()
-    prob = per_record(lambda x: model(x).sigmoid(), windows, stride, batch_size)
-    model.train(was_training)
-    return prob
+    try: return per_record(lambda x: model(x).sigmoid(), windows, stride, batch_size)
+    finally: model.train(was_training)
 
 # %% ../nbs/30_finetune.ipynb #89f19ba3
 def score(
@@ -61,8 +60,9 @@ def label_part(
 
 # %% ../nbs/30_finetune.ipynb #7cf1e053
 def _held_out(store, rows):
-    "Content hashes of the tune and test recordings."
-    return store.records["hash"].iloc[np.concatenate([rows["tune"], rows["test"]])]
+    "Content hashes and patients of the tune and test recordings."
+    held = store.records.iloc[np.concatenate([rows["tune"], rows["test"]])]
+    return held["hash"], held["patient"]
 
 
 def _start(store, rows, config, pretrained, batches, seed, device):
@@ -73,7 +73,7 @@ def _start(store, rows, config, pretrained, batches, seed, device):
             model = Classifier.from_config(config).to(device)
             model.front.fit(batch["x"] for batch in batches.epoch(seed))
             return model, config
-        backbone, made = load_pretrained(pretrained, _held_out(store, rows))
+        backbone, made = load_pretrained(pretrained, *_held_out(store, rows))
         for key in ("modality", "encoder"):
             if config[key] not in (None, made[key]): raise ValueError(f"finetune: {pretrained} is a {made['modality']} encoder {made['encoder']}, {config[key]} was asked for")
         if made["preprocessing"] != store.meta["options"]: raise ValueError(f"finetune: {pretrained} was pre-trained on a store with {made['preprocessing']}, this one has {store.meta['options']}")
@@ -104,7 +104,7 @@ def finetune(
     freeze_epochs: int = 2,      # first epochs in which a pre-trained encoder stands still while the head learns; as many as `epochs` (or more) for a head alone
     encoder_rate: float = 0.3,   # a pre-trained encoder's rate as a share of the head's
     fraction: float = 1.0,       # of the train recordings that have labels, see `label_part`
-    min_steps: int = 28,         # with few labels each recording gives more windows, so that an epoch has at least so many batches
+    min_steps: int = 28,         # with few labels each recording gives more windows, so that an epoch has about so many batches
 ) -> dict:                       # threshold, reports on test and tune, history
     "Train a classifier on one fold, score it, and leave a model folder with its predictions."
     if modality not in ENCODERS: raise ValueError(f"finetune: a modality signal or spectrogram is needed, got {modality!r}")
@@ -128,7 +128,8 @@ def finetune(
 
     settings = dict(fold=fold, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, best_by=best_by, seed=seed, precision=precision,
                     fraction=fraction) | (dict(freeze_epochs=freeze_epochs, encoder_rate=encoder_rate) if pretrained else {})
-    begin_run(folder, config | dict(fold=fold, fraction=fraction, made_from=store.meta["made_from"]), resume, "finetune")
+    begin_run(folder, config | settings | dict(made_from=store.meta["made_from"], folds=store.meta["fold_hash"]), resume, "finetune", accelerator.is_main_process)
+    accelerator.wait_for_everyone()
     common = dict(lr=lr, weight_decay=weight_decay, clip=1.0, resume=resume, evaluate=on_tune, best_by=f"tune_{best_by}", precision=precision, accelerator=accelerator, progress=progress)
     history, still = [], min(freeze_epochs, epochs) if pretrained else 0
     if still:
@@ -219,9 +220,10 @@ def label_curve(
     "What a number of labels buys."
     folder, settings = Path(folder), settings or {}
     modality, seed = settings.get("modality", "signal"), settings.get("seed", 0)
-    if settings.get("pretrained"): backbone, _ = load_pretrained(settings["pretrained"], _held_out(store, store.split(fold)))
+    if settings.get("pretrained"): backbone, _ = load_pretrained(settings["pretrained"], *_held_out(store, store.split(fold)))
     else: backbone = random_backbone(store, fold, modality, settings.get("encoder"), seed)
-    probed, table = probe(store, backbone, fold, fractions, seed), []
+    device = "cuda" if torch.cuda.is_available() and not settings.get("cpu") else "cpu"
+    probed, table = probe(store, backbone, fold, fractions, seed, device=device), []
     for fraction in fractions:
         known = len(label_part(store.split(fold)["train"], fraction, seed))
         told = finetune(store, folder / f"fraction-{fraction:g}", fold, fraction=fraction, **settings)["test"]
@@ -238,7 +240,7 @@ def label_curve(
 @call_parse
 def ecgmm_finetune(
     store: str = "store",         # folder that ecgmm_prepare made
-    out: str = None,              # folder for model, history and predictions; models/MODALITY-foldN (METHOD-MODALITY-foldN-tuned) if not given
+    out: str = None,              # folder for model, history and predictions; models/MODALITY-foldN (METHOD-MODALITY-foldN-tuned-foldN from a pre-trained one) if not given
     modality: str = "signal",     # signal or spectrogram
     fold: int = 0,                # test fold, 0 to 9; the next one is tune
     encoder: str = None,          # xresnet1d50, xresnet1d_small, se_resnet34, se_resnet_small; the paper's, or the pre-trained one, if not given
@@ -259,7 +261,7 @@ def ecgmm_finetune(
     resume: bool = False,         # go on from the last whole epoch
 ):
     "Train a classifier on the train recordings of a fold, from scratch or from a pre-trained encoder, choose on tune, report on test."
-    out = out or (f"models/{Path(pretrained).name}-tuned" if pretrained else f"models/{modality}-fold{fold}")
+    out = out or (f"models/{Path(pretrained).name}-tuned-fold{fold}" if pretrained else f"models/{modality}-fold{fold}")
     settings = dict(modality=modality, encoder=encoder, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, dropout=dropout, best_by=best_by,
                     pretrained=pretrained, freeze_epochs=freeze_epochs, encoder_rate=encoder_rate, seed=seed, precision=precision, cpu=cpu, resume=resume)
     try:

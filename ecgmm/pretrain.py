@@ -17,6 +17,7 @@ from fastcore.script import call_parse
 
 from .byol import BYOL
 from .dino import DINO
+from .folds import make_groups
 from .metrics import macro, per_class
 from .models import ENCODERS, Backbone, load_model, save_model
 from .probes import features, knn_probabilities
@@ -33,15 +34,13 @@ def allowed_rows(
     unlabelled=(),            # further stores, used for pre-training only
     transductive: bool = False, # tune and test recordings may be seen, without their labels
 ) -> list:                    # (n,) rows of each store, this one's first
-    "Which recordings pre-training may see: the train role, labelled or not, and of the other stores whatever is no copy of a held-out recording and of no held-out patient."
+    "Which recordings pre-training may see: the train role, labelled or not, and of the other stores whatever is not connected, by content or patient and over any number of steps, with a held-out recording."
     rows = store.split(fold, labelled=False)
     if transductive: return [np.arange(len(store)), *(np.arange(len(s)) for s in unlabelled)]
-    held = store.records.iloc[np.concatenate([rows["tune"], rows["test"]])]
-    out = [rows["train"]]
-    for other in unlabelled:
-        known = other.records["hash"].isin(held["hash"]) | (other.records["patient"].isin(held["patient"]) & (other.records["patient"] != ""))
-        out.append(np.flatnonzero(~known.to_numpy()))
-    return out
+    held = np.concatenate([rows["tune"], rows["test"]])
+    tables = [s.records for s in (store, *unlabelled)]
+    groups = np.split(make_groups(*(np.concatenate([t[c].to_numpy(str) for t in tables]) for c in ("patient", "hash"))), np.cumsum([len(t) for t in tables])[:-1])
+    return [rows["train"], *(np.flatnonzero(~np.isin(g, groups[0][held])) for g in groups[1:])]
 
 # %% ../nbs/23_pretrain.ipynb #9b7f1a1b
 METHODS = {"simclr": SimCLR, "byol": BYOL, "dino": DINO}
@@ -113,20 +112,22 @@ def pretrain(
         train = Batches(Windows(stores, rows, device=accelerator.device), batch_size=batch_size, per_record=per_record, n_windows=n_windows)
         backbone.front.to(accelerator.device).fit(batch["x"].reshape(-1, *batch["x"].shape[-2:]) for batch in train.epoch(seed))
         learner = make_method(method, backbone, views, **options)
-    seen = pd.concat([s.records.iloc[r][["name", "source", "hash"]] for s, r in zip(stores, rows)])
+    seen = pd.concat([s.records.iloc[r][["name", "source", "patient", "hash"]] for s, r in zip(stores, rows)])
     folds = dict(test=fold, tune=(fold + 1) % store.meta["n_folds"], hash=store.meta["fold_hash"], transductive=transductive)
     settings = dict(method=method, views=views or VIEWS[method], n_windows=n_windows, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr,
                     weight_decay=weight_decay, options=options, seed=seed, precision=precision)
-    begin_run(folder, config | dict(method=method, views=settings["views"], folds=folds, made_from=[s.meta["made_from"] for s in stores]), resume, "pretrain")
+    begin_run(folder, config | settings | dict(folds=folds, made_from=[s.meta["made_from"] for s in stores]), resume, "pretrain", accelerator.is_main_process)
+    accelerator.wait_for_everyone()
     probe = _tune_probe(store, fold, accelerator.device) if probe_every else None
     look = lambda method, epoch: probe(method) if probe and ((epoch + 1) % probe_every == 0 or epoch + 1 == epochs) else {}
     history = fit(learner, train, epochs=epochs, lr=lr, weight_decay=weight_decay, clip=1.0, folder=folder / "training", resume=resume, evaluate=look, seed=seed,
                   precision=precision, accelerator=accelerator, progress=progress)
     if accelerator.is_main_process:
-        seen.to_csv(folder / "seen.csv", index=False)
+        (folder / "seen.csv").unlink(missing_ok=True)             # old weights never stand beside a new list
         last = {k: v for k, v in history[-1].items() if np.isfinite(v)}
         save_model(folder / "model", Backbone(learner.front, learner.encoder), config | dict(pretraining=settings | dict(last=last), folds=folds, preprocessing=store.meta["options"],
                    trained_on=dict(recordings=len(seen), sources=sorted(seen["source"].unique()))))
+        seen.to_csv(folder / "seen.csv", index=False)
     accelerator.wait_for_everyone()
     return history
 
@@ -134,6 +135,7 @@ def pretrain(
 def load_pretrained(
     folder,             # what `pretrain` wrote
     held_out=(),        # content hashes of recordings that must not have been seen: those of tune and test
+    patients=(),        # their patients, "" where unknown
 ) -> tuple:             # the backbone, in evaluation mode, and its config
     "A pre-trained backbone; an error if it has seen what is held out, unless it was openly transductive."
     folder = Path(folder)
@@ -142,8 +144,8 @@ def load_pretrained(
     if not config["folds"]["transductive"]:
         if not (folder / "seen.csv").is_file(): raise ValueError(f"load_pretrained: {folder / 'seen.csv'} is missing: without the list of what was seen nobody knows whether test recordings were")
         seen = pd.read_csv(folder / "seen.csv", dtype=str, keep_default_na=False)
-        leaked = seen[seen["hash"].isin(set(held_out))]
-        if len(leaked): raise ValueError(f"load_pretrained: {folder} was trained on {len(leaked)} recordings that are held out here ({leaked['name'].iloc[0]} is one): pre-train it for this fold")
+        leaked = seen[seen["hash"].isin(set(held_out)) | seen["patient"].isin(set(patients) - {""})]
+        if len(leaked): raise ValueError(f"load_pretrained: {folder} was trained on {len(leaked)} recordings that are held out here, or whose patients are ({leaked['name'].iloc[0]} is one): pre-train it for this fold")
     return backbone, config
 
 # %% ../nbs/23_pretrain.ipynb #6ec7e780

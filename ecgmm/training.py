@@ -9,6 +9,7 @@ __all__ = ['cosine', 'warmup_cosine', 'ema_update', 'fit', 'begin_run', 'remembe
 import json
 import math
 import os
+import shutil
 import time
 import warnings
 import zlib
@@ -284,14 +285,17 @@ def begin_run(
     identity: dict,  # what makes it this run and no other: data, fold, architecture, method; JSON only
     resume: bool,    # an unfinished run there may go on
     who: str,        # says the error
+    main: bool = True, # this is the main process: the only one that writes
 ):
-    "Write `run.json`; a run that is resumed must be the one that it was."
+    "Write `run.json`, and take away what another run left; a run that is resumed must be the one that it was."
     file, text = Path(folder) / "run.json", json.dumps(identity, sort_keys=True)
     if resume and (Path(folder) / "training").exists():
-        begun = json.loads(file.read_text()) if file.is_file() else {}
-        for key, value in json.loads(text).items():
-            if begun.get(key) != value:
-                raise ValueError(f"{who}: cannot resume in {folder}: it was begun with another {key} ({str(begun.get(key))[:80]}, now {str(value)[:80]}), and may have been trained on what is tested here")
+        begun, now = json.loads(file.read_text()) if file.is_file() else {}, json.loads(text)
+        for key in sorted(begun.keys() | now.keys()):
+            if begun.get(key) != now.get(key):
+                raise ValueError(f"{who}: cannot resume in {folder}: it was begun with another {key} ({str(begun.get(key))[:80]}, now {str(now.get(key))[:80]}), it is another run and may have been trained on what is tested here")
+    if not main: return
+    if not resume: shutil.rmtree(Path(folder) / "training", ignore_errors=True)   # before the new name: a checkpoint must never stand under another run's
     file.parent.mkdir(parents=True, exist_ok=True)
     _replace(file, lambda part: part.write_text(text))
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pandas as pd
@@ -55,7 +56,7 @@ def test_handed_on(stores, tmp_path):
     assert held and not held & set(seen["hash"]) and len(seen) == len(records) - folds["fold"].isin(["3", "4"]).sum() + len(pd.read_csv(stores / "other" / "records.csv"))
     tuned = ["--store", stores / "store", *SMALL, "--epochs", 2, "--freeze_epochs", 1, "--pretrained", folder]
     run("ecgmm_finetune", *tuned, "--fold", 3, cwd=tmp_path)
-    config = json.loads((tmp_path / "models" / "byol-spectrogram-fold3-tuned" / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "models" / "byol-spectrogram-fold3-tuned-fold3" / "model" / "config.json").read_text())
     assert config["pretraining"]["method"] == "byol" and config["pretraining_folds"]["test"] == 3
     assert "held out here" in run("ecgmm_finetune", *tuned, "--fold", 5, cwd=tmp_path, fails=True)
     run("ecgmm_finetune", *tuned, "--fold", 3, "--fractions", "0.1,1", "--out", "curve", cwd=tmp_path)
@@ -66,6 +67,17 @@ def test_handed_on(stores, tmp_path):
     assert "model.safetensors" in run("ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True)
     shutil.rmtree(folder / "model")
     assert "has no config.json" in run("ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True)
+
+
+def test_in_two_processes(stores, tmp_path):
+    "Both check, one writes, and the backbone loads."
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", "0", "--no-python", BIN / "ecgmm_pretrain", "--store", stores / "store",
+               "--method", "simclr", *SMALL, "--epochs", 2, "--batch_size", 32, "--probe_every", 1, "--out", "two"]
+    done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    backbone, config = load_model(tmp_path / "two" / "model", Backbone.from_config)
+    assert len((tmp_path / "two" / "training" / "history.jsonl").read_text().splitlines()) == 2 and "knn_auroc" in config["pretraining"]["last"]
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["method"] == "simclr" and (tmp_path / "two" / "seen.csv").is_file()
 
 
 def test_a_comparison_in_two_parts(stores, tmp_path):

@@ -3,7 +3,8 @@
     python tools/try_recipes.py --store STORE --unlabelled STORE --method simclr --modality signal --views pair --steps 400 --folds 0,4,8
 
 For each test fold k the encoder is pre-trained on the train role (and the unlabelled store) and judged on the recordings of *tune*, fold k + 1. The study reports
-test folds 0, 2, 4, 6 and 8; with k among them every recording that is looked at here is in an odd fold, so none of them is ever reported.
+test folds 0, 2, 4, 6 and 8; with k among them every recording that is *judged* here is in an odd
+fold, so none of them is ever reported (most reported ones are trained on here, as the train role of other folds is).
 Figures are macro AUROC over classes with at least three positives; fine-tuning is the mean of its last three epochs. `results/ssl-recipes.csv` holds what was printed.
 """
 import argparse
@@ -47,6 +48,7 @@ def main():
     for name, default in dict(store="store", unlabelled="", method="simclr", modality="signal", views="pair", folds="0,4,8").items(): ap.add_argument(f"--{name}", default=default)
     for name, default in dict(steps=400, batch=128, windows=2, prototypes=1024, seed=0).items(): ap.add_argument(f"--{name}", type=int, default=default)
     for name, default in dict(lr=2e-3, temperature=0.1, momentum=0.99, teacher_temp=0.04, student_temp=0.1).items(): ap.add_argument(f"--{name}", type=float, default=default)
+    ap.add_argument("--decay", type=float, help="DINO's weight decay throughout; its schedule if not given")
     ap.add_argument("--finetune", default="", help="share of the encoder's rate/frozen epochs/epochs, several with commas between: 1/2/10,0.3/2/10")
     ap.add_argument("--scratch", action="store_true", help="no pre-training: a random encoder")
     ap.add_argument("--no_norm", action="store_true", help="DINO without batch norm in its head")
@@ -69,7 +71,8 @@ def main():
             if a.method == "simclr": method = SimCLR(backbone.front, backbone.encoder, groups, temperature=a.temperature)
             if a.method == "byol": method = BYOL(backbone.front, backbone.encoder, groups, momentum=a.momentum)
             if a.method == "dino":
-                method = DINO(backbone.front, backbone.encoder, groups, n_prototypes=a.prototypes, momentum=a.momentum, teacher_temp=(a.teacher_temp,) * 2, student_temp=a.student_temp, norm=not a.no_norm)
+                method = DINO(backbone.front, backbone.encoder, groups, n_prototypes=a.prototypes, momentum=a.momentum, teacher_temp=(a.teacher_temp,) * 2, student_temp=a.student_temp, norm=not a.no_norm,
+                              decay=(0.04, 0.4) if a.decay is None else (a.decay,) * 2)
             fit(method, train, epochs=max(1, round(a.steps / len(train))), lr=a.lr, weight_decay=1e-3, clip=1.0, seed=a.seed, cpu=True, progress=False, precision=precision)
             backbone = Backbone(method.front, method.encoder).requires_grad_(True)
         h = {r: features(backbone, windows[r]) for r in ("train", "tune")}
