@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 from test_commands import BIN, run
+from test_two_processes import launcher
 
 from ecgmm.models import Backbone, load_model
 
@@ -71,7 +72,7 @@ def test_handed_on(stores, tmp_path):
 
 def test_in_two_processes(stores, tmp_path):
     "Both check, one writes, and the backbone loads."
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", "0", "--no-python", BIN / "ecgmm_pretrain", "--store", stores / "store",
+    command = [sys.executable, *launcher(2), "--no-python", BIN / "ecgmm_pretrain", "--store", stores / "store",
                "--method", "simclr", *SMALL, "--epochs", 2, "--batch_size", 32, "--probe_every", 1, "--out", "two"]
     done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -12,11 +12,16 @@ SCRIPT = str(Path(__file__).with_name("toy_fit.py"))
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def run(*options, processes=1, check=True, script=SCRIPT):
+def launcher(processes):
+    "What stands between the interpreter and a script that is to run in several processes."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+
+
+def run(*options, processes=1, check=True, script=SCRIPT):
+    launch = launcher(processes)
     return subprocess.run([sys.executable, *(launch if processes > 1 else []), script, *map(str, options)], env=ENV, check=check, capture_output=True, text=True, timeout=180)
 
 

@@ -61,7 +61,7 @@ def main():
     from accelerate import PartialState
     rank = PartialState().process_index
     save_file({k: v.clone() for k, v in method.state_dict().items()}, f"{a.weights}.{rank}")
-    print("right", [round(h["right"], 4) for h in history], flush=True)
+    print(f"right {[round(h['right'], 4) for h in history]}\n", end="", flush=True)     # one write: two processes share the pipe
     if PartialState().num_processes > 1: torch.distributed.destroy_process_group()
 
 
