@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 
@@ -116,16 +115,13 @@ def _named(folder, what, **wanted):
 def _answers(store, folder, unlabelled, modality, arm, fold, seed, fractions, settings):
     "(way, fraction) -> probabilities of the test recordings, for one arm on one fold with one seed."
     out, pretrained, common = {}, None, dict(cpu=settings["cpu"], progress=settings["progress"])
-    device = "cuda" if torch.cuda.is_available() and not settings["cpu"] else "cpu"
     if arm in METHODS:
         told = settings["pretrain"] | settings.get(arm, {})
         pretrained = _named(folder, "pretrained", told=told, folds=store.meta["fold_hash"], encoder=settings["encoder"], made_from=[s.meta["made_from"] for s in (store, *unlabelled)])
         remembered(pretrained / "done.json", {}, lambda: pretrain(store, pretrained, fold, arm, modality, settings["encoder"], unlabelled, seed=seed, resume=True, **told, **common)[-1])
-        rows = store.split(fold)
-        held = store.records.iloc[np.concatenate([rows["tune"], rows["test"]])]
-        backbone, _ = load_pretrained(pretrained, held["hash"], held["patient"])
+        backbone, _ = load_pretrained(pretrained, store, fold)
     if arm == "random": backbone = random_backbone(store, fold, modality, settings["encoder"], seed)
-    if arm != "scratch": out |= {key: answer["test"][1] for key, answer in probe(store, backbone, fold, fractions, seed, device=device).items()}
+    if arm != "scratch": out |= {key: answer["test"][1] for key, answer in probe(store, backbone, fold, fractions, seed, cpu=settings["cpu"]).items()}
     if arm == "random": return out
     for fraction in fractions:
         run = _named(folder, f"finetuned-{fraction:g}", told=settings["finetune"], encoder=settings["encoder"], made_from=store.meta["made_from"], folds=store.meta["fold_hash"], pretrained=pretrained and pretrained.name)
@@ -190,7 +186,7 @@ def save_comparison(
     scores.round(6).to_csv(f"{name}.csv", index=False)
     np.savez_compressed(f"{name}.npz", ranks=rank, **{f"y{fold}": y for fold, y in ys.items()})
 
-
+# %% ../nbs/31_comparison.ipynb #d93920f7
 def results_file(
     name: str,              # of a file in `results/` of the repository
 ) -> Path:                  # where it is
@@ -278,8 +274,8 @@ def ecgmm_compare(
         words, (i, n) = lambda text: [w for w in text.split(",") if w], [int(v) for v in part.split("/")]
         settings = copy.deepcopy(SETTINGS)
         for told in settings.values():
-            if epochs: told["pretrain"]["epochs"] = epochs
-            if tune_epochs: told["finetune"]["epochs"] = tune_epochs
+            if epochs is not None: told["pretrain"]["epochs"] = epochs
+            if tune_epochs is not None: told["finetune"]["epochs"] = tune_epochs
         prepared, others = Store(store), [Store(s) for s in words(unlabelled)]
         told = compare(prepared, out, others, words(arms), words(modalities), [int(k) for k in words(folds)], [int(k) for k in words(seeds)], [float(f) for f in words(fractions)], settings, (i - 1, n), cpu=cpu)
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_compare: {e}")

@@ -10,14 +10,14 @@ import copy
 import math
 
 import torch
-import torch.distributed
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional
 
 from .models import mlp
 from .probes import embedding_spread
 from .spectrogram import FrontEnd
-from .training import cosine, ema_update
+from .training import cosine, ema_update, processes
 from .views import make_views, recipe
 
 # %% ../nbs/22_dino.ipynb #81010bac
@@ -50,10 +50,9 @@ def batch_mean(
 ) -> torch.Tensor:           # (K,) the mean over views, records and processes
     "What the centre moves towards."
     mean = teacher.detach().float().flatten(0, 1).mean(0)
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        torch.distributed.all_reduce(mean)
-        mean = mean / torch.distributed.get_world_size()
-    return mean
+    world = processes()[1]
+    if world > 1: dist.all_reduce(mean)
+    return mean / world
 
 
 def update_centre(

@@ -59,13 +59,7 @@ def label_part(
     return np.random.default_rng(seed).permutation(rows)[:max(1, round(fraction * len(rows)))] if fraction < 1 else rows
 
 # %% ../nbs/30_finetune.ipynb #7cf1e053
-def _held_out(store, rows):
-    "Content hashes and patients of the tune and test recordings."
-    held = store.records.iloc[np.concatenate([rows["tune"], rows["test"]])]
-    return held["hash"], held["patient"]
-
-
-def _start(store, rows, config, pretrained, batches, seed, device):
+def _start(store, fold, config, pretrained, batches, seed, device):
     "An untrained classifier with a fitted front end, or one on a pre-trained backbone; and what the config has to say about it."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -73,7 +67,7 @@ def _start(store, rows, config, pretrained, batches, seed, device):
             model = Classifier.from_config(config).to(device)
             model.front.fit(batch["x"] for batch in batches.epoch(seed))
             return model, config
-        backbone, made = load_pretrained(pretrained, *_held_out(store, rows))
+        backbone, made = load_pretrained(pretrained, store, fold)
         for key in ("modality", "encoder"):
             if config[key] not in (None, made[key]): raise ValueError(f"finetune: {pretrained} is a {made['modality']} encoder {made['encoder']}, {config[key]} was asked for")
         if made["preprocessing"] != store.meta["options"]: raise ValueError(f"finetune: {pretrained} was pre-trained on a store with {made['preprocessing']}, this one has {store.meta['options']}")
@@ -119,7 +113,7 @@ def finetune(
     train = Batches(windows["train"], y["train"], batch_size, per_record)
     statistics = train if fraction == 1 else Batches(Windows(store, everyone, device=accelerator.device), None, batch_size)   # these need no labels
     config = dict(modality=modality, encoder=encoder or (None if pretrained else ENCODERS[modality]), dropout=dropout)
-    model, config = _start(store, rows, config, pretrained, statistics, seed, accelerator.device)
+    model, config = _start(store, fold, config, pretrained, statistics, seed, accelerator.device)
 
     def on_tune(model, epoch):
         prob = probabilities(model, windows["tune"])
@@ -181,10 +175,10 @@ def probe(
     seed: int = 0,               # of the choice of these
     kinds=("linear", "knn"),     # which probes
     k: int = 10,                 # neighbours that vote
-    device="cpu",                # where the features are computed
+    cpu: bool = False,           # leave an accelerator alone
 ) -> dict:                       # (kind, fraction) -> {"tune": (y, prob), "test": (y, prob)}
     "What frozen features are worth: recordings of tune and test judged by a linear probe and by their neighbours."
-    rows = store.split(fold)
+    rows, device = store.split(fold), Accelerator(cpu=cpu).device
     h = {role: features(backbone.to(device), Windows(store, r, device=device)) for role, r in rows.items()}
     y, out = {role: store.y[r] for role, r in rows.items()}, {}
     for fraction in fractions:
@@ -220,10 +214,9 @@ def label_curve(
     "What a number of labels buys."
     folder, settings = Path(folder), settings or {}
     modality, seed = settings.get("modality", "signal"), settings.get("seed", 0)
-    if settings.get("pretrained"): backbone, _ = load_pretrained(settings["pretrained"], *_held_out(store, store.split(fold)))
+    if settings.get("pretrained"): backbone, _ = load_pretrained(settings["pretrained"], store, fold)
     else: backbone = random_backbone(store, fold, modality, settings.get("encoder"), seed)
-    device = "cuda" if torch.cuda.is_available() and not settings.get("cpu") else "cpu"
-    probed, table = probe(store, backbone, fold, fractions, seed, device=device), []
+    probed, table = probe(store, backbone, fold, fractions, seed, cpu=settings.get("cpu", False)), []
     for fraction in fractions:
         known = len(label_part(store.split(fold)["train"], fraction, seed))
         told = finetune(store, folder / f"fraction-{fraction:g}", fold, fraction=fraction, **settings)["test"]

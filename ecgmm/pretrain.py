@@ -91,7 +91,7 @@ def pretrain(
     batch_size: int = 128,         # recordings (the paper's code: 196 to 1024)
     per_record: int = 1,           # visits to each recording in an epoch
     lr: float = 2e-3,              # highest rate of AdamW (the paper's code: 4e-4 to 1e-3 with Adam)
-    weight_decay: float = 1e-3,    # on weights; DINO has its own schedule
+    weight_decay: float = 1e-3,    # on weights; DINO has its own schedule, and the model folder records that
     options: dict = None,          # the method's own, see `make_method`
     probe_every: int = 5,          # epochs between looks at the tune recordings; 0 for none
     seed: int = 0,                 # everything random follows from it
@@ -115,7 +115,7 @@ def pretrain(
     seen = pd.concat([s.records.iloc[r][["name", "source", "patient", "hash"]] for s, r in zip(stores, rows)])
     folds = dict(test=fold, tune=(fold + 1) % store.meta["n_folds"], hash=store.meta["fold_hash"], transductive=transductive)
     settings = dict(method=method, views=views or VIEWS[method], n_windows=n_windows, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr,
-                    weight_decay=weight_decay, options=options, seed=seed, precision=precision)
+                    weight_decay=getattr(learner, "decay", weight_decay), options=options, seed=seed, precision=precision)
     begin_run(folder, config | settings | dict(folds=folds, made_from=[s.meta["made_from"] for s in stores]), resume, "pretrain", accelerator.is_main_process)
     accelerator.wait_for_everyone()
     probe = _tune_probe(store, fold, accelerator.device) if probe_every else None
@@ -134,17 +134,19 @@ def pretrain(
 # %% ../nbs/23_pretrain.ipynb #075e6e1d
 def load_pretrained(
     folder,             # what `pretrain` wrote
-    held_out=(),        # content hashes of recordings that must not have been seen: those of tune and test
-    patients=(),        # their patients, "" where unknown
+    store: Store = None, # the database on which it is to be used; None asks nothing
+    fold: int = 0,      # the test fold there: its tune and test recordings must not have been seen
 ) -> tuple:             # the backbone, in evaluation mode, and its config
     "A pre-trained backbone; an error if it has seen what is held out, unless it was openly transductive."
     folder = Path(folder)
     backbone, config = load_model(folder / "model", Backbone.from_config)
     if "pretraining" not in config: raise ValueError(f"load_pretrained: {folder / 'model'} was not made by pretrain")
-    if not config["folds"]["transductive"]:
+    if store is not None and not config["folds"]["transductive"]:
         if not (folder / "seen.csv").is_file(): raise ValueError(f"load_pretrained: {folder / 'seen.csv'} is missing: without the list of what was seen nobody knows whether test recordings were")
         seen = pd.read_csv(folder / "seen.csv", dtype=str, keep_default_na=False)
-        leaked = seen[seen["hash"].isin(set(held_out)) | seen["patient"].isin(set(patients) - {""})]
+        rows = store.split(fold, labelled=False)
+        held = store.records.iloc[np.concatenate([rows["tune"], rows["test"]])]
+        leaked = seen[seen["hash"].isin(held["hash"]) | (seen["patient"].isin(held["patient"]) & (seen["patient"] != ""))]
         if len(leaked): raise ValueError(f"load_pretrained: {folder} was trained on {len(leaked)} recordings that are held out here, or whose patients are ({leaked['name'].iloc[0]} is one): pre-train it for this fold")
     return backbone, config
 
@@ -178,7 +180,7 @@ def ecgmm_pretrain(
 ):
     "Pre-train an encoder without labels on the train role of a fold and on further stores."
     out = out or f"models/{method}-{modality}-fold{fold}"
-    options = {k: v for k, v in dict(temperature=temperature, momentum=momentum, n_prototypes=n_prototypes, teacher_temp=teacher_temp and (teacher_temp, teacher_temp)).items() if v is not None}
+    options = {k: v for k, v in dict(temperature=temperature, momentum=momentum, n_prototypes=n_prototypes, teacher_temp=None if teacher_temp is None else (teacher_temp, teacher_temp)).items() if v is not None}
     try:
         others = [Store(s) for s in unlabelled.split(",") if s]
         history = pretrain(Store(store), out, fold, method, modality, encoder, others, transductive, views, n_windows, epochs, batch_size, per_record, lr, weight_decay, options,

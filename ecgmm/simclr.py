@@ -14,6 +14,7 @@ from torch.nn import functional
 from .models import mlp
 from .probes import embedding_spread
 from .spectrogram import FrontEnd
+from .training import processes
 from .views import make_views, recipe
 
 # %% ../nbs/20_simclr.ipynb #0b90eb42
@@ -36,8 +37,9 @@ def gather_with_gradient(
     z: torch.Tensor,   # (B, ...) of this process, B the same in each
 ) -> torch.Tensor:     # (world * B, ...) of all of them, in the order of their ranks
     "What all processes hold; gradients flow back to whoever made it."
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1: return z
-    sizes = [torch.zeros(1, dtype=torch.int64, device=z.device) for _ in range(dist.get_world_size())]
+    world = processes()[1]
+    if world == 1: return z
+    sizes = [torch.zeros(1, dtype=torch.int64, device=z.device) for _ in range(world)]
     dist.all_gather(sizes, torch.full_like(sizes[0], len(z)))
     sizes = torch.cat(sizes).tolist()
     if len(set(sizes)) > 1: raise ValueError(f"gather_with_gradient: as many rows from each process are needed, got {sizes}: take a batch size that the number of processes divides")
@@ -53,7 +55,7 @@ def similarities(
     "Whom each view could take for its partner, and how much it looks like that."
     if z1.shape != z2.shape or z1.ndim != 2: raise ValueError(f"similarities: two (B, D) of one shape are needed, got {tuple(z1.shape)} and {tuple(z2.shape)}")
     if not temperature > 0: raise ValueError(f"similarities: a temperature above 0 is needed, got {temperature}")
-    b, rank = len(z1), dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    b, rank = len(z1), processes()[0]
     record = rank * b + torch.arange(b, device=z1.device) if record is None else record.to(z1.device)
     if len(record) != b: raise ValueError(f"similarities: a record number for each of the {b} pairs is needed, got {len(record)}")
     mine, owner = functional.normalize(torch.cat([z1, z2]).float(), dim=1), record.repeat(2)     # (2B, D), (2B,): of this process

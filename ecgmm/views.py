@@ -7,6 +7,7 @@ __all__ = ['RECIPES', 'cut_out', 'add_noise', 'crop', 'shift_time', 'scale_ampli
            'add_muscle', 'drop_leads', 'warped_crop', 'padded_crop', 'Group', 'make_views', 'recipe']
 
 # %% ../nbs/03_views.ipynb #dff7b448
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -86,8 +87,7 @@ def scale_amplitude(
 ) -> torch.Tensor:            # the same shape
     "Louder or softer: the distance of the heart from the electrodes, the skin, the gain."
     _check_range("scale_amplitude", "a factor", factor, 1e-3, 1e3)
-    low, high = (torch.tensor(f, dtype=torch.float64).log().item() for f in factor)
-    return x * _uniform(low, high, (len(x), x.shape[1] if lead_wise else 1, *[1] * (x.ndim - 2)), rng).exp()
+    return x * _uniform(*map(math.log, factor), (len(x), x.shape[1] if lead_wise else 1, *[1] * (x.ndim - 2)), rng).exp()
 
 # %% ../nbs/03_views.ipynb #a950c508
 def _waves(x, rng, amplitude, hz, lead_wise):
