@@ -129,7 +129,7 @@ def finetune(
     if still:
         history = [h | {"frozen": 1} for h in fit(model.freeze(), train, epochs=still, folder=folder / "training" / "head", seed=seed + 1, **common)]
         model.freeze(False)
-    if still < epochs:
+    if still < epochs or not still:                                  # without an epoch `fit` says so
         model.rates = {"encoder.": encoder_rate} if pretrained else {}
         history += fit(model, train, epochs=epochs - still, folder=folder / "training", seed=seed, **common)
     prob = {role: probabilities(model, windows[role]) for role in ("tune", "test")}
