@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'XResNet1d', 'SqueezeExcite', 'SEResNet', 'make_encoder', 'Head', 'mlp', 'Backbone', 'Classifier',
-           'save_model', 'load_model']
+           'model_card', 'save_model', 'load_model']
 
 # %% ../nbs/10_models.ipynb #79444a7f
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
@@ -266,12 +267,12 @@ class Classifier(Backbone):
         return loss, {"predicted": logits.detach().sigmoid().sum(1).mean(), "labels": batch["y"].float().sum(1).mean()}
 
 # %% ../nbs/10_models.ipynb #263aff1a
-_FILES = ("config.json", "model.safetensors")
+_FILES = ("config.json", "model.safetensors", "README.md")
 
 
 def _fixed_fields():
     "What every model of this version shares; a folder that says otherwise would be misread."
-    return {"format": 1, "unit": "mV", "fs": FS, "leads": list(LEADS),
+    return {"format": 2, "unit": "mV", "fs": FS, "leads": list(LEADS),
             "classes": [{"abbr": c.abbr, "code": c.code, "name": c.name} for c in CLASSES]}
 
 
@@ -298,13 +299,59 @@ def _check_finite(state, who):
     for key in sorted(state):
         if not state[key].isfinite().all(): raise ValueError(f"{who}: the tensor {key!r} is not finite")
 
+
+def _checksums(config, state):
+    "A CRC-32 of each field of the config and of each tensor: against a slip of the hand or of the disk, not against somebody who means it."
+    return {"config": {k: zlib.crc32(json.dumps(v, sort_keys=True).encode()) for k, v in config.items()},
+            "tensors": {k: zlib.crc32(v.reshape(-1).view(torch.uint8).numpy()) for k, v in state.items()}}
+
+# %% ../nbs/10_models.ipynb #30b88430
+def _scores_table(metrics):
+    "The seven figures of each role as Markdown."
+    names = dict(auroc="AUROC", auprc="AUPRC", accuracy="accuracy", f_measure="F1", f_beta="F2", g_beta="G2", challenge="Challenge score")
+    rows = [f"| {role} | " + " | ".join("-" if metrics[role].get(k) is None else f"{metrics[role][k]:.3f}" for k in names) + " |" for role in ("test", "tune") if role in metrics]
+    return "\n".join(["| recordings | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|", *rows])
+
+
+def model_card(
+    config: dict,   # of a model folder
+) -> str:           # Markdown
+    "What a person should know before using the model."
+    c, folds = config, config.get("folds", {})
+    trained = [f"- from the sources {', '.join(c['trained_on'])}" if isinstance(c.get("trained_on"), list) else f"- {c['trained_on']}" if "trained_on" in c else "- not said",
+               *([f"- roles: {', '.join(f'{k} {v}' for k, v in folds.items() if k in ('test', 'tune', 'sizes'))}; the weights were fitted on the train recordings alone"] if folds else []),
+               *([f"- its encoder was pre-trained without labels: {json.dumps(c['pretraining'])[:400]}"] if c.get("pretraining") else []),
+               *([f"- settings: {json.dumps(c['settings'])}"] if "settings" in c else [])]
+    thresholds = c.get("thresholds") or [None] * len(c["classes"])
+    rows = [f"| {k['abbr']} | {k['code']} | {k['name']} | {'-' if t is None else f'{t:.3f}'} |" for k, t in zip(c["classes"], thresholds)]
+    judged = "thresholds" in c
+    parts = [f"# {c.get('modality', 'a')} model", "## Input", f"- {c['window'] / c['fs']:g} s windows of shape (12, {c['window']}), {c['unit']}, {c['fs']} Hz; a recording is judged by the mean over its windows, each half overlapping the next",
+             f"- leads in this order: {', '.join(c['leads'])}", f"- prepared with {json.dumps(c['preprocessing'])}" if "preprocessing" in c else "- preparation: not said",
+             "## Trained", *trained]
+    if judged: parts += ["## Classes", "| output | SNOMED CT | name | decided where the probability is at least |\n|---|---|---|---|\n" + "\n".join(rows),
+                         f"Probabilities are calibrated first: {c['calibration']['kind']}." if c.get("calibration") else "Probabilities are as the network gives them, not calibrated."]
+    if c.get("metrics"): parts += ["## Scores", _scores_table(c["metrics"]), c.get("protocol", "Epoch and thresholds were chosen on the tune recordings; the test recordings had no part in it.")]
+    parts += ["## Limits", "For research and teaching. **Not a medical device**: nobody has tested it on patients like yours. Scores are of recordings from the sources above; other hospitals, machines, ages and electrode positions may do "
+              "worse without a sign of it. Probabilities of a recording of another population are not calibrated for it. It knows 24 findings and says nothing of others, infarction among them.",
+              f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}. Use: `ecgmm_predict --model FOLDER --data RECORDING`." if judged else f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}."]
+    return "\n\n".join("\n".join(g) for g in _grouped(parts)) + "\n"
+
+
+def _grouped(parts):
+    "List items that follow each other stay together."
+    out = []
+    for p in parts:
+        if p.startswith("- ") and out and out[-1][-1].startswith("- "): out[-1].append(p)
+        else: out.append([p])
+    return out
+
 # %% ../nbs/10_models.ipynb #c7d29f50
 def save_model(
     folder,            # where; a model folder that is already there is replaced
     model: nn.Module,  # all its tensors are written, the statistics of its front end among them
     config: dict,      # "modality", "encoder", ... as for `Classifier.from_config`, and whatever is worth knowing later, JSON only
 ) -> Path:             # the folder
-    "Write `model.safetensors` and `config.json`, whole or not at all."
+    "Write `model.safetensors`, `config.json` and a card for people, whole or not at all."
     folder = Path(folder)
     config = {"window": 250, "versions": {"ecgmm": __version__, "torch": torch.__version__}} | _fixed_fields() | config
     _check_config(config, "save_model")
@@ -312,7 +359,7 @@ def save_model(
     except (TypeError, ValueError) as e: raise ValueError(f"save_model: the config must be plain JSON without NaN (write null): {e}") from None
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     _check_finite(state, "save_model")
-    if isinstance(model, Backbone): _check_tensors(state, _untrained(config, type(model).from_config), "save_model")
+    if hasattr(type(model), "from_config"): _check_tensors(state, _untrained(config, type(model).from_config), "save_model")
     if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - set(_FILES)):
         raise ValueError(f"save_model: {folder} holds other files than a model's and is not replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -320,7 +367,8 @@ def save_model(
     for leftover in (part, old): shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir()
     (part / _FILES[0]).write_text(text + "\n", encoding="utf-8")
-    save_file(state, part / _FILES[1])
+    save_file(state, part / _FILES[1], metadata={"ecgmm": json.dumps(_checksums(json.loads(text), state))})
+    (part / _FILES[2]).write_text(model_card(config), encoding="utf-8")
     if folder.exists(): folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -333,17 +381,22 @@ def load_model(
 ):               # the model, in evaluation mode, and its config
     "Read a model folder; whatever does not fit is an error that names it."
     folder = Path(folder)
-    for name in _FILES:
+    for name in _FILES[:2]:
         if not (folder / name).is_file(): raise ValueError(f"load_model: {folder} has no {name}")
     try:
         config = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
         if not isinstance(config, dict): raise ValueError("an object is needed")
     except (ValueError, RecursionError) as e: raise ValueError(f"load_model: {folder / _FILES[0]} is not a JSON config: {e}") from None
     _check_config(config, "load_model")
-    try: state = load_file(folder / _FILES[1])
+    try:
+        with safe_open(folder / _FILES[1], "pt") as f: state, noted = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("ecgmm", "{}"))
     except (SafetensorError, OSError, ValueError) as e: raise ValueError(f"load_model: {folder / _FILES[1]} cannot be read: {e}") from None
     model = _untrained(config, build)
     _check_tensors(state, model, "load_model")
     _check_finite(state, "load_model")
+    for what, sums in _checksums(config, state).items():
+        told = noted.get(what) if isinstance(noted, dict) and isinstance(noted.get(what), dict) else {}
+        for key in sorted(sums.keys() | told.keys()):
+            if sums.get(key) != told.get(key): raise ValueError(f"load_model: {folder}: the {what.removesuffix('s').replace('config', 'config field')} {key!r} was changed after the model was saved")
     model.load_state_dict(state)
     return model.eval(), config

@@ -31,7 +31,7 @@ from .finetune import finetune
 from .metrics import macro, per_class
 from .store import Store, prepare, source_table
 from .synthetic import synthesize
-from .training import remembered
+from .training import stage
 
 # %% ../nbs/60_results.ipynb #97b709f3
 def circumstances() -> dict:  # date, commit, version, processor, cores, accelerator, torch, python
@@ -67,7 +67,7 @@ def study(
                     if progress: print(f"{modality}, test fold {fold}, seed {seed}", flush=True)
                     r = finetune(store, folder, fold, modality, seed=seed, progress=progress, **wanted["settings"])
                     return {k: r[k] for k in ("threshold", "test", "tune")}
-                done = remembered(folder / "scores.json", wanted, train)
+                _, done = stage(out, "run", wanted, train)
                 rows.append(dict(modality=modality, fold=fold, seed=seed, **{m: done["test"][m] for m in METRICS}, **_frequent(folder),
                                  threshold=done["threshold"], seconds=done["seconds"]))
     table = pd.DataFrame(rows)
