@@ -22,7 +22,7 @@ from .metrics import common_threshold, report
 from .models import ENCODERS, Backbone, Classifier, Head, save_model
 from .pretrain import load_pretrained
 from .probes import features, knn_probabilities, linear_probabilities, per_record
-from .store import Store
+from .store import Store, as_fold
 from .training import begin_run, best_weights, fit, plain
 from .windows import Batches, Windows
 
@@ -61,7 +61,7 @@ def label_part(
 # %% ../nbs/30_finetune.ipynb #7cf1e053
 def start_backbone(
     store: Store,    # a prepared database
-    fold: int,       # the test fold
+    fold,            # the test fold
     modality: str,   # "signal" or "spectrogram"
     encoder: str,    # see `make_encoder`; the paper's for the modality, or the pre-trained one, if None
     pretrained,      # folder that `pretrain` wrote; None for an untrained encoder
@@ -109,7 +109,7 @@ def _two_phases(model, still, train, folder, epochs, freeze_epochs, encoder_rate
 def supervise(
     store: Store,          # a prepared database
     folder,                # where models, history and predictions go
-    fold: int,             # the test fold; the next one is tune
+    fold,                  # the test fold; the next one is tune; or the name of a source
     start,                 # `start(batches, device) -> (model, its pre-trained backbones, config)`; batches of train windows are for statistics
     settings: dict,        # "epochs", "batch_size", "per_record", "lr", "weight_decay", "best_by", "seed", "precision", "fraction", "min_steps", "freeze_epochs", "encoder_rate": see `finetune`
     paper: bool = False,   # also keep the test probabilities of the epoch that is best on the test recordings
@@ -146,7 +146,7 @@ def supervise(
     figures = (w["best_by"], *(c for c in CHOICES if c != w["best_by"]))
     common = dict(lr=w["lr"], weight_decay=w["weight_decay"], clip=1.0, resume=resume, evaluate=look, best_by=tuple(f"tune_{c}" for c in figures), precision=w["precision"], accelerator=accelerator, progress=progress)
     history, last = _two_phases(model, still, train, folder / "training", w["epochs"], w["freeze_epochs"], w["encoder_rate"], w["seed"], common)
-    folds = dict(test=fold, tune=(fold + 1) % store.meta["n_folds"], sizes={role: len(r) for role, r in rows.items()}, hash=store.meta["fold_hash"])
+    folds = store.held_out(fold) | dict(sizes={role: len(r) for role, r in rows.items()})
     about = config | dict(folds=folds, preprocessing=store.meta["options"], trained_on=sorted(store.records["source"].iloc[rows["train"]].unique()))
     for figure in reversed(figures):                                     # the wanted one last: it stays in the model
         model.load_state_dict(best_weights(last, f"tune_{figure}"))
@@ -165,7 +165,7 @@ def supervise(
 def finetune(
     store: Store,                # a prepared database
     folder,                      # where models, history and predictions go
-    fold: int = 0,               # the test fold; the next one is tune
+    fold=0,                      # the test fold; the next one is tune; or the name of a source to test on, see `Store.split`
     modality: str = "signal",    # or "spectrogram"
     encoder: str = None,         # see `make_encoder`; the paper's for the modality, or the pre-trained one, if None
     epochs: int = 10,            # passes over the train recordings (the paper: 100)
@@ -278,7 +278,7 @@ def ecgmm_finetune(
     store: str = "store",         # folder that ecgmm_prepare made
     out: str = None,              # folder for model, history and predictions; models/MODALITY-foldN (METHOD-MODALITY-foldN-tuned-foldN from a pre-trained one) if not given
     modality: str = "signal",     # signal or spectrogram
-    fold: int = 0,                # test fold, 0 to 9; the next one is tune
+    fold: str = "0",              # test fold, 0 to 9; the next one is tune; or the name of a source to leave out
     encoder: str = None,          # xresnet1d50, xresnet1d_small, se_resnet34, se_resnet_small; the paper's, or the pre-trained one, if not given
     epochs: int = 10,             # passes over the train recordings
     batch_size: int = 32,         # windows in a batch
@@ -304,9 +304,9 @@ def ecgmm_finetune(
     try:
         parts = [float(f) for f in fractions.split(",")]
         if len(parts) > 1:
-            print(label_curve(Store(store), out, parts, fold, settings).round(4).to_string(index=False))
+            print(label_curve(Store(store), out, parts, as_fold(fold), settings).round(4).to_string(index=False))
             return print(f"table and figure: {Path(out) / 'curve.csv'}, {Path(out) / 'curve.png'}")
-        r = finetune(Store(store), out, fold, fraction=parts[0], **settings)
+        r = finetune(Store(store), out, as_fold(fold), fraction=parts[0], **settings)
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_finetune: {e}")
     print(f"{modality}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}")
     print(json.dumps({k: round(v, 4) for k, v in r["test"].items()}))
