@@ -102,7 +102,7 @@ def _two_phases(model, still, train, folder, epochs, freeze_epochs, encoder_rate
         history = [h | {"frozen": 1} for h in fit(model, train, epochs=first, folder=folder / "head", seed=seed + 1, **common)]
         for b in still: b.freeze(False)
         if first == epochs: return history, folder / "head"
-    model.rates = {f"{name}.encoder.".removeprefix("."): encoder_rate for name, module in model.named_modules() if any(module is b for b in still)}
+    model.rates = getattr(model, "rates", {}) | {f"{name}.encoder.".removeprefix("."): encoder_rate for name, module in model.named_modules() if any(module is b for b in still)}
     return history + fit(model, train, epochs=epochs - first, folder=folder, seed=seed, **common), folder
 
 # %% ../nbs/30_finetune.ipynb #43073b6d

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from .finetune import start_backbone, supervise
 from .models import Backbone, Classifier, Head, load_model
-from .store import Store
+from .store import Store, as_fold
 
 # %% ../nbs/40_fusion.ipynb #802368b5
 MODALITIES = ("signal", "spectrogram")   # the order of the features and of the gate's two weights
@@ -30,26 +30,28 @@ class Fusion(nn.Module):
         spectrogram: Backbone,   # its modality must be "spectrogram"
         gating: bool = False,    # weigh the two by a gate; without it their features stand side by side as they are
         heads: bool = False,     # a head of its own for each modality, for training only: neither branch starves
+        gate_rate: float = 1.0,  # the gate's learning rate as a share of the head's: below 1 it decides later, when both branches have learned something
         dropout: float = 0.0,    # in the heads
     ):
         super().__init__()
+        if not 0 < gate_rate <= 1: raise ValueError(f"Fusion: a gate_rate above 0 and at most 1 is needed, got {gate_rate}")
         for name, backbone in zip(MODALITIES, (signal, spectrogram)):
             if backbone.front.modality != name: raise ValueError(f"Fusion: a backbone of the modality {name} is needed, got {backbone.front.modality}")
         self.signal, self.spectrogram = signal, spectrogram
         sizes = signal.encoder.n_out, spectrogram.encoder.n_out
-        self.gate = nn.Linear(sum(sizes), 2) if gating else None
+        self.gate, self.rates = nn.Linear(sum(sizes), 2) if gating else None, {"gate.": gate_rate}
         self.head = Head(sum(sizes), hidden=sum(sizes) // 2, dropout=dropout)
         self.heads = nn.ModuleDict({name: Head(n, hidden=n // 2, dropout=dropout) for name, n in zip(MODALITIES, sizes)}) if heads else None
 
     @classmethod
     def from_config(cls,
-        config: dict,            # "encoders" {"signal": name, "spectrogram": name}, "gating", "heads", "dropout"
+        config: dict,            # "encoders" {"signal": name, "spectrogram": name}, "gating", "heads", "gate_rate", "dropout"
     ):                           # untrained, its front ends not fitted
         "The fusion that a configuration describes."
         named = config.get("encoders")
         if not isinstance(named, dict) or set(named) != set(MODALITIES): raise ValueError(f"Fusion.from_config: the field 'encoders' with a name for {' and '.join(MODALITIES)} is needed, got {named!r}")
         backbones = [Backbone.from_config(dict(modality=m, encoder=named[m])) for m in MODALITIES]
-        return cls(*backbones, gating=bool(config.get("gating")), heads=bool(config.get("heads")), dropout=config.get("dropout", 0.0))
+        return cls(*backbones, gating=bool(config.get("gating")), heads=bool(config.get("heads")), gate_rate=config.get("gate_rate", 1.0), dropout=config.get("dropout", 0.0))
 
     def parts(self,
         x: torch.Tensor,         # (B, 12, T) mV
@@ -102,9 +104,10 @@ class Fusion(nn.Module):
 def fuse(
     store: Store,                 # a prepared database
     folder,                       # where models, history and predictions go
-    fold: int = 0,                # the test fold; the next one is tune
+    fold=0,                       # the test fold; the next one is tune; or the name of a source to test on, see `Store.split`
     gating: bool = False,         # weigh the modalities by a gate
     heads: bool = False,          # a head of its own for each modality while training
+    gate_rate: float = 1.0,       # the gate's rate as a share of the head's, above 0 to 1
     encoders: dict = None,        # modality -> encoder, see `make_encoder`; the paper's, or the pre-trained ones, if None
     pretrained: dict = None,      # modality -> folder that `pretrain` wrote; one of them, both or none
     epochs: int = 10,             # passes over the train recordings (the paper: 100)
@@ -130,8 +133,8 @@ def fuse(
     if foreign := sorted({*encoders, *pretrained} - set(MODALITIES)): raise ValueError(f"fuse: the modalities {' and '.join(MODALITIES)} are needed, got {foreign[0]!r}")
     def start(batches, device):
         made = [start_backbone(store, fold, m, encoders.get(m), pretrained.get(m), batches(), device) for m in MODALITIES]
-        model = Fusion(*(b for b, _ in made), gating=gating, heads=heads, dropout=dropout).to(device)
-        config = dict(modality="fusion", gating=gating, heads=heads, dropout=dropout, encoders={m: told["encoder"] for m, (_, told) in zip(MODALITIES, made)})
+        model = Fusion(*(b for b, _ in made), gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout).to(device)
+        config = dict(modality="fusion", gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout, encoders={m: told["encoder"] for m, (_, told) in zip(MODALITIES, made)})
         config |= {key: {m: told[key] for m, (_, told) in zip(MODALITIES, made) if key in told} for key in ("pretraining", "pretraining_folds") if pretrained}
         return model, [b for m, (b, _) in zip(MODALITIES, made) if pretrained.get(m)], config
     settings = dict(epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, best_by=best_by, seed=seed, precision=precision, fraction=fraction,
@@ -150,9 +153,10 @@ def load_classifier(
 def ecgmm_fuse(
     store: str = "store",                # folder that ecgmm_prepare made
     out: str = None,                     # folder for model, history and predictions; models/gate-foldN or models/concat-foldN, with -pretrained before -fold, if not given
-    fold: int = 0,                       # test fold, 0 to 9; the next one is tune
+    fold: str = "0",                     # test fold, 0 to 9; the next one is tune; or the name of a source to leave out
     gating: bool = False,                # weigh the two modalities by a gate
     heads: bool = False,                 # a head of its own for each modality while training
+    gate_rate: float = 1.0,              # the gate's rate as a share of the head's; 0.03 lets both branches learn before it decides
     pretrained_signal: str = None,       # folder that ecgmm_pretrain made for signals
     pretrained_spectrogram: str = None,  # folder that ecgmm_pretrain made for spectrograms
     signal_encoder: str = None,          # xresnet1d50 or xresnet1d_small; the paper's, or the pre-trained one, if not given
@@ -178,7 +182,7 @@ def ecgmm_fuse(
     name = ("gate" if gating else "concat") + "-pretrained" * bool(pretrained)
     out = out or f"models/{name}-fold{fold}"
     try:
-        r = fuse(Store(store), out, fold, gating, heads, given(signal_encoder, spectrogram_encoder), pretrained, epochs, batch_size, per_record, lr, weight_decay, dropout, best_by, seed,
+        r = fuse(Store(store), out, as_fold(fold), gating, heads, gate_rate, given(signal_encoder, spectrogram_encoder), pretrained, epochs, batch_size, per_record, lr, weight_decay, dropout, best_by, seed,
                  precision, cpu, resume, True, freeze_epochs, encoder_rate, paper=paper)
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_fuse: {e}")
     print(f"{name}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}")

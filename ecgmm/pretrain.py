@@ -22,7 +22,7 @@ from .metrics import macro, per_class
 from .models import ENCODERS, Backbone, load_model, save_model
 from .probes import features, knn_probabilities
 from .simclr import SimCLR
-from .store import Store
+from .store import Store, as_fold
 from .training import begin_run, fit
 from .views import recipe
 from .windows import Batches, Windows
@@ -79,7 +79,7 @@ def _tune_probe(store, fold, device, k=10):
 def pretrain(
     store: Store,                  # a prepared database; its folds say what may be seen
     folder,                        # where model, history and the list of what was seen go
-    fold: int = 0,                 # the test fold; the next one is tune
+    fold=0,                        # the test fold; the next one is tune; or the name of a source to test on, see `Store.split`
     method: str = "simclr",        # "simclr", "byol" or "dino"
     modality: str = "signal",      # or "spectrogram"
     encoder: str = None,           # see `make_encoder`; the paper's for the modality if None
@@ -113,7 +113,7 @@ def pretrain(
         backbone.front.to(accelerator.device).fit(batch["x"].reshape(-1, *batch["x"].shape[-2:]) for batch in train.epoch(seed))
         learner = make_method(method, backbone, views, **options)
     seen = pd.concat([s.records.iloc[r][["name", "source", "patient", "hash"]] for s, r in zip(stores, rows)])
-    folds = dict(test=fold, tune=(fold + 1) % store.meta["n_folds"], hash=store.meta["fold_hash"], transductive=transductive)
+    folds = store.held_out(fold) | dict(transductive=transductive)
     settings = dict(method=method, views=views or VIEWS[method], n_windows=n_windows, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr,
                     weight_decay=getattr(learner, "decay", weight_decay), options=options, seed=seed, precision=precision)
     begin_run(folder, config | settings | dict(folds=folds, made_from=[s.meta["made_from"] for s in stores]), resume, "pretrain", accelerator.is_main_process)
@@ -157,7 +157,7 @@ def ecgmm_pretrain(
     out: str = None,               # folder for model and history; models/METHOD-MODALITY-foldN if not given
     method: str = "simclr",        # simclr, byol or dino
     modality: str = "signal",      # signal or spectrogram
-    fold: int = 0,                 # test fold, 0 to 9; the next one is tune; both are not seen
+    fold: str = "0",               # test fold, 0 to 9; the next one is tune; both are not seen; or the name of a source to leave out
     unlabelled: str = "",          # further stores to learn from, with commas between
     transductive: bool = False,    # let it see tune and test recordings, without labels; recorded in the model folder
     encoder: str = None,           # xresnet1d50, xresnet1d_small, se_resnet34, se_resnet_small; the paper's if not given
@@ -183,7 +183,7 @@ def ecgmm_pretrain(
     options = {k: v for k, v in dict(temperature=temperature, momentum=momentum, n_prototypes=n_prototypes, teacher_temp=None if teacher_temp is None else (teacher_temp, teacher_temp)).items() if v is not None}
     try:
         others = [Store(s) for s in unlabelled.split(",") if s]
-        history = pretrain(Store(store), out, fold, method, modality, encoder, others, transductive, views, n_windows, epochs, batch_size, per_record, lr, weight_decay, options,
+        history = pretrain(Store(store), out, as_fold(fold), method, modality, encoder, others, transductive, views, n_windows, epochs, batch_size, per_record, lr, weight_decay, options,
                            probe_every, seed, precision, cpu, resume)
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_pretrain: {e}")
     print(f"{method}, {modality}, test fold {fold}{', transductive' * transductive}; backbone in {Path(out) / 'model'}, what it saw in {Path(out) / 'seen.csv'}")

@@ -19,9 +19,9 @@ from .store import Store
 from .thresholds import choose, decide, nested, optimistic
 from .training import stage
 
-# %% ../nbs/55_study.ipynb #cfb718cf
+# %% ../nbs/55_study.ipynb #b6730b88
 METRICS = ("auroc", "auprc", "accuracy", "f_measure", "f_beta", "g_beta", "challenge")   # the columns of the paper's table, in its order
-FUSIONS = {"concat": dict(), "gate": dict(gating=True), "gate_heads": dict(gating=True, heads=True)}   # what `fuse` is told
+FUSIONS = {"concat": dict(), "gate": dict(gating=True), "balanced": dict(gating=True, heads=True, gate_rate=0.03)}   # what `fuse` is told: no gate, the paper's gate, a gate that comes late and two branches that learn by themselves
 MODELS = (*MODALITIES, "average", *FUSIONS)                                              # one modality; the mean of the two classifiers' probabilities; both trained together
 
 REAL = SETTINGS | {"fusion": dict(finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_rate=1.0))}   # small networks for hundreds of recordings on a CPU
