@@ -20,7 +20,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from .data import ABBREVIATIONS
 from .fusion import load_classifier
-from .metrics import bootstrap_interval, challenge_score, challenge_terms, common_threshold, report
+from .metrics import _labels_and_prob, bootstrap_interval, challenge_score, challenge_terms, common_threshold, report
 from .models import save_model
 from .training import plain
 
@@ -36,12 +36,11 @@ def _gain(terms, y, decided, k):
 
 def _checked(name, y, prob):
     "Labels as booleans, probabilities as float64: (N, 24) each, from 0 to 1."
-    y, prob = np.asarray(y), np.asarray(prob, dtype=np.float64)
-    if y.shape != prob.shape or y.ndim != 2 or y.shape[1] != len(ABBREVIATIONS) or len(y) == 0:
-        raise ValueError(f"{name}: labels and probabilities of shape (records, {len(ABBREVIATIONS)}) are needed, got {y.shape} and {prob.shape}")
-    if not ((y == 0) | (y == 1)).all(): raise ValueError(f"{name}: labels of 0 and 1 are needed")
-    if not ((prob >= 0) & (prob <= 1)).all(): raise ValueError(f"{name}: probabilities from 0 to 1 are needed, got {prob[~((prob >= 0) & (prob <= 1))][0]}")
-    return y.astype(bool), prob
+    y, prob = _labels_and_prob(name, y, prob)
+    if y.shape[1] != len(ABBREVIATIONS): raise ValueError(f"{name}: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}")
+    outside = (prob < 0) | (prob > 1)
+    if outside.any(): raise ValueError(f"{name}: probabilities from 0 to 1 are needed, got {prob[outside][0]}")
+    return y, prob
 
 # %% ../nbs/50_thresholds.ipynb #66e4da35
 def official_thresholds(
@@ -139,9 +138,13 @@ def plot_thresholds(
         order = np.argsort(-prob[:, k], kind="stable")
         ends = np.append(np.flatnonzero(np.diff(prob[order, k])), len(y) - 1)
         scores = (without.sum() + np.concatenate([[0], np.cumsum(gain[order])[ends]]) - terms.inactive) / span
-        ax.step(np.concatenate([[1.1], prob[order, k][ends]])[::-1], scores[::-1], where="pre", color="0.4", lw=1)   # a threshold up to p decides p
-        for i, (name, t) in enumerate({"chosen": thresholds, **(marks or {})}.items()): ax.axvline(np.clip(t[k], 1e-3, 1), color=f"C{i}", ls=("-", "--", ":")[i % 3], lw=1.5, label=name)
-        ax.set(xscale="log", xlim=(1e-3, 1.1)); ax.set_title(f"{ABBREVIATIONS[k]} ({y[:, k].sum()})", fontsize=9); ax.tick_params(labelsize=7)
+        at = np.concatenate([[1.1], prob[order, k][ends]])                                  # a threshold up to p decides p
+        ax.step(at[::-1], scores[::-1], where="pre", color="0.4", lw=1)
+        for i, (name, t) in enumerate({"chosen": thresholds, **(marks or {})}.items()): ax.axvline(np.clip(t[k], 0.01, 1), color=f"C{i}", ls=("-", "--", ":")[i % 3], lw=1.5, label=name)
+        seen = scores[at >= 0.01]
+        margin = 0.05 * max(np.ptp(seen), 1e-3)
+        ax.set(xscale="log", xlim=(0.01, 1.1), ylim=(seen.min() - margin, seen.max() + margin), xticks=(0.01, 0.1, 1), xticklabels=("0.01", "0.1", "1"))
+        ax.set_title(f"{ABBREVIATIONS[k]} ({y[:, k].sum()})", fontsize=9); ax.tick_params(labelsize=7)
     fig.supxlabel("threshold (probability)"); fig.supylabel("Challenge score")
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
@@ -248,13 +251,13 @@ def _chosen(name, chosen_on, folds, search, calibration, draws, seed):
     return dict(chosen_on=chosen_on, search=search, calibration=fitted, thresholds=thresholds[search].tolist(), **reports, interval=dict(low=low, high=high),
                 searches={s: {role: challenge_score(y, prob >= t) for role, (y, prob) in folds.items()} for s, t in thresholds.items()})
 
-
+# %% ../nbs/50_thresholds.ipynb #ac1a50ed
 def nested(
     tune: tuple,                       # (y, prob) of the tune recordings, (N, 24) each: calibration and thresholds come from here
     test: tuple,                       # (y, prob) of the test recordings: the report is about these
     search: str = "shrunk",            # a name in `SEARCHES`
     calibration: str = "temperature",  # see `fit_calibration`
-    draws: int = 1000,                 # of the bootstrap
+    draws: int = 1000,                 # of the bootstrap, over recordings
     seed: int = 0,                     # of these draws
 ) -> dict:                             # "thresholds", "calibration", reports "test" and "tune", 95 % "interval" of test's Challenge score, that score of all "searches"
     "Chosen on tune, reported on test."
@@ -266,7 +269,7 @@ def optimistic(
     test: tuple,                       # (y, prob) of the test recordings: chosen on these and reported on these
     search: str = "shrunk",            # a name in `SEARCHES`; the paper's is "official"
     calibration: str = "temperature",  # see `fit_calibration`; the paper's is "none"
-    draws: int = 1000,                 # of the bootstrap
+    draws: int = 1000,                 # of the bootstrap, over recordings
     seed: int = 0,                     # of these draws
 ) -> dict:                             # as `nested`, without "tune", and labelled
     "The paper's protocol: chosen and reported on the same fold, and therefore too good."
@@ -304,7 +307,7 @@ def choose(
     protocol: str = "nested",          # "nested" or "paper"
     search: str = "shrunk",            # a name in `SEARCHES`
     calibration: str = "temperature",  # see `fit_calibration`
-    draws: int = 1000,                 # of the bootstrap
+    draws: int = 1000,                 # of the bootstrap, over recordings
     seed: int = 0,                     # of these draws
 ) -> dict:                             # what `nested` or `optimistic` says, for JSON (null where a figure does not exist)
     "Calibration and thresholds for a finished run: `thresholds.json` beside the model and, if nested, into the model folder; `thresholds-paper.json`, if not."
