@@ -138,7 +138,7 @@ def load_recording(
     if short and "short" not in tolerate: raise ValueError(f"{facts['seconds']:g} s long, at least {config['window'] / FS:g} s are needed (with 'short' tolerated it is filled up with zeros)")
     return samples, facts["seconds"], notes + _remarks(facts, gone, flat, short, fs)
 
-
+# %% ../nbs/52_predict.ipynb #cf5b4d01
 def _remarks(facts, gone, flat, short, fs):
     "What a reader of the result should know of the recording."
     told = [(gone.any(), f"{_names(gone)} missing: judged as if flat"), (flat.any(), f"{_names(flat)} flat"), (short, f"{facts['seconds']:g} s, filled up with zeros"),
@@ -154,7 +154,7 @@ def _names(mask):
     return f"lead{'s' * (len(names) > 1)} {', '.join(names)}"
 
 # %% ../nbs/52_predict.ipynb #7f421563
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     "What is said of one recording."
     name: str                            # a file's name without its end, a `Record`'s name, or array-0, array-1, ...
@@ -414,7 +414,7 @@ def plot_prediction(
         ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-
+# %% ../nbs/52_predict.ipynb #d970dbbf
 def _title(result, seconds):
     "Name, decisions and notes, in lines that fit above the paper."
     names = ", ".join(c.name for c, d in zip(CLASSES, result.decided) if d) or "no class decided"

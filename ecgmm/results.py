@@ -47,7 +47,7 @@ def circumstances() -> dict:  # date, commit, version, processor, cores, acceler
                 accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "none", torch=torch.__version__, python=platform.python_version())
 
 # %% ../nbs/60_results.ipynb #04c52819
-_NAMES = dict(auroc="AUROC", auprc="AUPRC", accuracy="accuracy (all 24 classes right)", f_measure="F1", f_beta="F2", g_beta="G2", challenge="Challenge score")
+_NAMES = dict(auroc="AUROC", auprc="AUPRC", accuracy="accuracy", f_measure="F1", f_beta="F2", g_beta="G2", challenge="Challenge score")
 _COLORS = dict(zip(MODELS, ("#1f77b4", "#d95f02", "#7f7f7f", "#2ca02c", "#9467bd", "#c51b7d")))
 
 
@@ -95,7 +95,7 @@ def plot_protocols(
             v = [g[start + m] for _, g in groups]
             ax.errorbar([x.mean() for x in v], np.arange(len(v)) + shift, xerr=[np.nan_to_num(x.std()) for x in v], fmt="o", ms=4, lw=1, color=colour, label=name)
         ax.set(xlabel=_NAMES[m], yticks=range(len(groups)), yticklabels=[", ".join(key) for key, _ in groups])
-    axes[0].invert_yaxis(); axes[0].legend(fontsize=7)
+    axes[0].invert_yaxis(); fig.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside upper right", ncols=2)
     return fig
 
 # %% ../nbs/60_results.ipynb #d635cb8b
@@ -154,7 +154,7 @@ def plot_gates(
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;color:#1a1a2e}
 h1{margin-bottom:.2rem}h2{margin-top:2.4rem;border-bottom:1px solid #ddd}img{max-width:100%}figure{margin:1rem 0}
 table{border-collapse:collapse;font-size:.8rem;margin:.6rem 0}td,th{padding:.25rem .5rem;border-bottom:1px solid #e4e4ec;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}.note{color:#555;font-size:.9rem}.scroll{overflow-x:auto}"""
+th:first-child,td:first-child{text-align:left}.note{color:#555;font-size:.9rem}.scroll{overflow-x:auto}.prose td{white-space:normal;min-width:3rem;text-align:left}"""
 
 
 def _figure(fig, text=""):
@@ -191,6 +191,14 @@ def _examples(store, out, scores, n=4):
     return "".join(parts)
 
 
+def _by_source(told, out):
+    "Two small tables, a column per source; the whole one goes into a file."
+    told.round(4).to_csv(out / "sources.csv", index=False)
+    short = told.assign(challenge=[f"{c:.2f} ({a:.2f}, {b:.2f})" if np.isfinite(c) else "-" for c, a, b in zip(told["challenge"], told["low"], told["high"])], auroc=[f"{v:.3f}" if np.isfinite(v) else "-" for v in told["auroc"]],
+                        source=[f"{s} ({n})" for s, n in zip(told["source"], told["recordings"])])
+    return "".join(f"<h3>{_NAMES[m]}</h3>" + _table(short.pivot_table(index=["model", "arm"], columns="source", values=m, aggfunc="first", sort=False)) for m in ("auroc", "challenge"))
+
+
 def _thresholds_picture(out, scores):
     "Score against threshold per class, on the tune recordings of the last trained model."
     row = numbered(scores)[lambda t: t["model"] != "average"].iloc[-1]
@@ -218,12 +226,12 @@ def write_report(
              "<i>concat</i>, <i>gate</i>: trained together, without and with the paper's gate; <i>balanced</i>: a gate that decides late, and a head for each branch.</p>",
              "<h3>The same by the paper's protocol: optimistic</h3>", _table(summary(scores, "paper")), "<p class='note'>Epoch and thresholds (five values per class, one class at a time, not calibrated) chosen on the fold that is reported.</p>",
              _figure(plot_protocols(folds), "What the choice on the reported fold pretends: the distance between the two marks."),
-             "<h3>Numbers to beat</h3>", _table(published().set_index("who")), "<p class='note'>Of other data, or of more: each with its protocol and where it stands.</p>",
+             "<h3>Numbers to beat</h3>", _table(published(), index=False).replace('class="scroll"', 'class="scroll prose"'), "<p class='note'>Of other data, or of more: each with its protocol and where it stands.</p>",
              "<h2>Training</h2>", _figure(plot_curves(out, folds), "A line per run, dashed where the encoder was pre-trained (its first epochs stand still); the dot marks the epoch with the best AUROC on tune."),
              "<h2>Classes</h2>", _figure(plot_classes(out, scores), "The number under a class is how many test recordings have it; bars are 95 % intervals over recordings.")]
     if (gates := plot_gates(store, out, scores)) is not None: parts += ["<h2>The gate</h2>", _figure(gates, "Weight of the signal against the spectrogram, by class: mean and middle half of the test recordings.")]
     parts += ["<h2>Thresholds</h2>", _figure(_thresholds_picture(out, scores), "Challenge score on tune against the threshold of each class, the others at their chosen values."),
-              "<h2>Sources</h2>", _table(source_scores(store, out, scores), index=False), "<p class='note'>low, high: 95 % interval of the Challenge score over patients where they are known, else recordings.</p>"]
+              "<h2>Sources</h2>", _by_source(source_scores(store, out, scores), out), "<p class='note'>Test recordings of all folds together; the interval of 95 % is over patients where they are known, else recordings. All figures are in sources.csv.</p>"]
     if len(left := left_out(scores)): parts += ["<h3>Sources that were left out of training</h3>", _table(left, index=False)]
     parts += ["<h2>Recordings of the test fold</h2>", _examples(store, out, scores), "<h2>Data</h2>", _table(source_table(store.records).T),
               f"<h2>How this was made</h2><p class='note'>{esc('; '.join(f'{k}: {v}' for k, v in where.items()))}. Fine-tuning and fusion took {folds[folds['model'] != 'average']['seconds'].sum():.0f} s. "
