@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 
-from .data import ABBREVIATIONS
+from .data import ABBREVIATIONS, command
 from .finetune import finetune, probe, random_backbone
 from .metrics import macro, per_class
 from .pretrain import METHODS, load_pretrained, pretrain
@@ -284,7 +283,7 @@ def plot_differences(
     return fig
 
 # %% ../nbs/31_comparison.ipynb #b7c10b45
-@call_parse
+@command
 def ecgmm_compare(
     store: str = "store",                          # folder that ecgmm_prepare made
     out: str = "comparison",                       # folder for the runs and, when all are done, scores.csv, scores.npz, table.csv, figure.png

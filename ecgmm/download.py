@@ -21,8 +21,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-from fastcore.script import call_parse
 from tqdm import tqdm
+
+from .data import command
 
 # %% ../nbs/04_download.ipynb #c2b23a96
 BASE_URL = "https://physionet.org/files/challenge-2020/1.0.2/"
@@ -200,7 +201,7 @@ def _download_records(out, base_url, records, sums, connections, progress, wait)
     return Downloaded(len(records), whole, fetched, failed, len(records) - whole - len(failed))
 
 # %% ../nbs/04_download.ipynb #80ca18dd
-@call_parse
+@command
 def ecgmm_download(
     out: str = "challenge-2020",  # folder to fill, in the server's layout (training/SOURCE/gN/NAME.hea and .mat)
     source: str = "all",          # cpsc_2018, cpsc_2018_extra, st_petersburg_incart, ptb, ptb-xl, georgia, or all of them

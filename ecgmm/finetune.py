@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 
-from .data import ABBREVIATIONS
+from .data import ABBREVIATIONS, command
 from .metrics import common_threshold, report
 from .models import ENCODERS, Backbone, Classifier, Head, save_model
 from .pretrain import load_pretrained
@@ -273,7 +272,7 @@ def label_curve(
     return table
 
 # %% ../nbs/30_finetune.ipynb #5c8a9032
-@call_parse
+@command
 def ecgmm_finetune(
     store: str = "store",         # folder that ecgmm_prepare made
     out: str = None,              # folder for model, history and predictions; models/MODALITY-foldN (METHOD-MODALITY-foldN-tuned-foldN from a pre-trained one) if not given

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 import torch
-from fastcore.script import call_parse
 from torch import nn
 from torch.nn import functional
 
+from .data import command
 from .finetune import start_backbone, supervise
 from .models import Backbone, Classifier, Head, load_model
 from .store import Store, as_fold
@@ -149,7 +149,7 @@ def load_classifier(
     return load_model(folder, lambda config: (Fusion if config.get("modality") == "fusion" else Classifier).from_config(config))
 
 # %% ../nbs/40_fusion.ipynb #38722869
-@call_parse
+@command
 def ecgmm_fuse(
     store: str = "store",                # folder that ecgmm_prepare made
     out: str = None,                     # folder for model, history and predictions; models/gate-foldN or models/concat-foldN, with -pretrained before -fold, if not given

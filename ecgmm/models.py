@@ -313,6 +313,15 @@ def _scores_table(metrics):
     return "\n".join(["| recordings | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|", *rows])
 
 
+def _protocol(config):
+    "How the scores came about."
+    choice, interval = config.get("choice", {}), config["metrics"].get("interval") or {}
+    told = f"The epoch{', calibration and thresholds' if choice else ' and one threshold for all classes'} were chosen on the tune recordings; the test recordings had no part in it."
+    if choice: told += f" Protocol: {choice.get('protocol')}; search of the thresholds: {choice.get('search')}; epoch: best by {choice.get('best_by')}."
+    if interval.get("low") is not None: told += f" The Challenge score's 95 % interval on test is {interval['low']:.3f} to {interval['high']:.3f}."
+    return told
+
+
 def model_card(
     config: dict,   # of a model folder
 ) -> str:           # Markdown
@@ -330,7 +339,7 @@ def model_card(
              "## Trained", *trained]
     if judged: parts += ["## Classes", "| output | SNOMED CT | name | decided where the probability is at least |\n|---|---|---|---|\n" + "\n".join(rows),
                          f"Probabilities are calibrated first: {c['calibration']['kind']}." if c.get("calibration") else "Probabilities are as the network gives them, not calibrated."]
-    if c.get("metrics"): parts += ["## Scores", _scores_table(c["metrics"]), c.get("protocol", "Epoch and thresholds were chosen on the tune recordings; the test recordings had no part in it.")]
+    if c.get("metrics"): parts += ["## Scores", _scores_table(c["metrics"]), _protocol(c)]
     parts += ["## Limits", "For research and teaching. **Not a medical device**: nobody has tested it on patients like yours. Scores are of recordings from the sources above; other hospitals, machines, ages and electrode positions may do "
               "worse without a sign of it. Probabilities of a recording of another population are not calibrated for it. It knows 24 findings and says nothing of others, infarction among them.",
               f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}. Use: `ecgmm_predict --model FOLDER --data RECORDING`." if judged else f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}."]

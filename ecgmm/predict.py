@@ -22,10 +22,9 @@ import numpy as np
 import pandas as pd
 import torch
 import wfdb
-from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 
-from .data import ABBREVIATIONS, CLASSES, FS, LEADS, Record, plot_ecg, read_record, standard_leads
+from .data import ABBREVIATIONS, CLASSES, FS, LEADS, Record, command, plot_ecg, read_record, standard_leads
 from .fusion import load_classifier
 from .store import find_records, prepare_samples
 from .thresholds import decide
@@ -439,10 +438,10 @@ def _save_picture(p, folder, taken, thresholds):
     return ""
 
 # %% ../nbs/52_predict.ipynb #67854d25
-@call_parse
+@command
 def ecgmm_predict(
-    model: str,                   # model folder, with model.safetensors and config.json
-    data: str,                    # a WFDB header (.hea), a folder of them at any depth, or an .npy file of shape (leads, samples)
+    model: str = "models/gate-fold0/model", # model folder, with model.safetensors and config.json
+    data: str = "data",           # a WFDB header (.hea), a folder of them at any depth, or an .npy file of shape (leads, samples)
     out: str = None,              # file to write, for the format challenge a folder; csv and json go to the terminal if not given
     format: str = None,           # table, csv, json or challenge (a file NAME.csv per recording, as the Challenge's scorer reads it); if not given from the end of out, or a table
     picture: bool = False,        # draw each recording with its result, as PNG in a folder "pictures" beside out

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from fastcore.script import call_parse
 
+from .data import command
 from .byol import BYOL
 from .dino import DINO
 from .folds import make_groups
@@ -151,7 +151,7 @@ def load_pretrained(
     return backbone, config
 
 # %% ../nbs/23_pretrain.ipynb #6ec7e780
-@call_parse
+@command
 def ecgmm_pretrain(
     store: str = "store",          # folder that ecgmm_prepare made; its folds say what may be seen
     out: str = None,               # folder for model and history; models/METHOD-MODALITY-foldN if not given

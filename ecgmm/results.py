@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 
 from . import __version__
 from .comparison import results_file
-from .data import ABBREVIATIONS, FS
+from .data import ABBREVIATIONS, FS, command
 from .predict import open_model, plot_prediction, predictions
 from .probes import per_record
 from .store import Store, as_fold, prepare, source_table
@@ -268,7 +267,7 @@ def study_settings(
     return settings
 
 # %% ../nbs/60_results.ipynb #e469177e
-@call_parse
+@command
 def ecgmm_reproduce(
     store: str = "store",                         # folder that ecgmm_prepare made
     out: str = "study",                           # folder for the stages, scores.csv and the report; a stopped study continues here
@@ -305,7 +304,7 @@ def ecgmm_reproduce(
     print(f"\nscores: {Path(out) / 'scores.csv'}\nreport: {page}")
 
 # %% ../nbs/60_results.ipynb #1ae4f062
-@call_parse
+@command
 def ecgmm_demo(
     out: str = "demo",             # folder for the simulated database, the store, the study and the report
     n: int = 400,                  # simulated recordings

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastcore.script import call_parse
 from scipy.signal import butter, sosfiltfilt
 from tqdm.auto import tqdm
 
-from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, label_vector, read_record, resample
+from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, command, label_vector, read_record, resample
 from .folds import ROLES, make_folds, make_groups, read_patients, roles
 
 # %% ../nbs/06_store.ipynb #002c22bc
@@ -387,7 +386,7 @@ def _finish(target, done, lost, who, settings):
         if file.name not in keep: file.unlink()
 
 # %% ../nbs/06_store.ipynb #9b35045c
-@call_parse
+@command
 def ecgmm_prepare(
     data: str = "data",          # folder with WFDB records (.hea and their signal files) at any depth, or several with commas between
     store: str = "store",        # folder of the store to make

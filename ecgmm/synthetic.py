@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from fastcore.script import call_parse
 from scipy.signal import butter, sosfilt
 
-from .data import ABBREVIATIONS, CLASSES, Record, write_record
+from .data import ABBREVIATIONS, CLASSES, Record, command, write_record
 
 # %% ../nbs/01_synthetic.ipynb #7e58b25d
 ELECTRODES = ("RA", "LA", "LL", "V1", "V2", "V3", "V4", "V5", "V6")  # right arm, left arm, left leg, and six on the chest
@@ -531,7 +530,7 @@ def synthesize(
     return table
 
 # %% ../nbs/01_synthetic.ipynb #3a0ca172
-@call_parse
+@command
 def ecgmm_synthesize(
     out: str = "data/synthetic",  # folder to write the database into
     n: int = 400,                 # number of records

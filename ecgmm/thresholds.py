@@ -12,13 +12,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from .data import ABBREVIATIONS
+from .data import ABBREVIATIONS, command
 from .fusion import load_classifier
 from .metrics import _labels_and_prob, bootstrap_interval, challenge_score, challenge_terms, common_threshold, report
 from .models import save_model
@@ -247,7 +246,8 @@ def _chosen(name, chosen_on, folds, search, calibration, draws, seed):
     thresholds = {s: find(*folds[chosen_on]) for s, find in SEARCHES.items()}
     reports = {role: report(y, prob, prob >= thresholds[search]) for role, (y, prob) in folds.items()}
     y, prob = folds["test"]
-    low, high = bootstrap_interval(challenge_score, y, prob >= thresholds[search], rng=np.random.default_rng(seed), n=draws)
+    try: low, high = bootstrap_interval(challenge_score, y, prob >= thresholds[search], rng=np.random.default_rng(seed), n=draws)
+    except ValueError: low = high = np.nan                                # normal recordings alone: there is no score
     return dict(chosen_on=chosen_on, search=search, calibration=fitted, thresholds=thresholds[search].tolist(), **reports, interval=dict(low=low, high=high),
                 searches={s: {role: challenge_score(y, prob >= t) for role, (y, prob) in folds.items()} for s, t in thresholds.items()})
 
@@ -331,7 +331,7 @@ def choose(
     return found
 
 # %% ../nbs/50_thresholds.ipynb #dbff075b
-@call_parse
+@command
 def ecgmm_thresholds(
     model: str = "models/signal-fold0",  # folder of a run that ecgmm_finetune finished
     best_by: str = "auroc",              # the model whose epoch was chosen by: auroc or auprc

@@ -44,18 +44,38 @@ def test_from_files_to_a_scored_model(tmp_path):
 
 
 def test_the_demo_and_its_second_call(tmp_path):
-    said = run("ecgmm_demo", "--out", "demo", "--n", 90, "--epochs", 1, cwd=tmp_path)
+    tiny = ("--n", 90, "--epochs", 1, "--pretrain_epochs", 1, "--folds", "3")
+    said = run("ecgmm_demo", "--out", "demo", *tiny, cwd=tmp_path)
     page = tmp_path / "demo" / "report" / "index.html"
     assert str(page.relative_to(tmp_path)) in said
     text = page.read_text()
-    assert text.count("<img") == 6 and "a simulator, not of patients" in text
-    assert "nan" not in text.split("<h2>Scores")[1].split("<h2>Training")[0].lower()
+    assert text.count("<img") == 9 and "a simulator, not of patients" in text and "optimistic" in text
+    assert "nan" not in text.split("<h2>Scores")[1].split("<h3>Numbers to beat")[0].lower()
     scores = pd.read_csv(tmp_path / "demo" / "study" / "scores.csv")
-    assert list(zip(scores["modality"], scores["fold"])) == [(m, k) for m in ("signal", "spectrogram") for k in (0, 3, 6)]
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("model.safetensors")}
-    run("ecgmm_demo", "--out", "demo", "--n", 90, "--epochs", 1, cwd=tmp_path)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("model.safetensors")} == made   # nothing is trained twice
-    assert "needs another folder" in run("ecgmm_demo", "--out", "demo", "--n", 60, "--epochs", 1, cwd=tmp_path, fails=True)
+    assert list(zip(scores["model"], scores["arm"])) == [(m, a) for a in ("scratch", "dino") for m in ("signal", "spectrogram", "average", "concat", "gate")]
+    stages = lambda: {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("stage.json")}
+    made = stages()
+    assert {p.parent.name.split("-")[0] for p in made} == {"pretrain", "finetune", "fuse", "judge"}
+    run("ecgmm_demo", "--out", "demo", *tiny, cwd=tmp_path)
+    assert stages() == made                                                                     # nothing is done twice
+    assert "needs another folder" in run("ecgmm_demo", "--out", "demo", "--n", 60, cwd=tmp_path, fails=True)
+
+
+def test_a_source_is_left_out(tmp_path):
+    "The whole study by command, in two parts and a call that gathers, with every source left out once."
+    run("ecgmm_synthesize", "--out", "data", "--n", 90, cwd=tmp_path)
+    run("ecgmm_prepare", cwd=tmp_path)
+    words = ("--size", "small", "--models", "spectrogram", "--arms", "scratch", "--folds", "0", "--leave-out", "--epochs", 1, "--cpu")
+    for part in ("1/2", "2/2"): assert "gathers all parts" in run("ecgmm_reproduce", *words, "--part", part, cwd=tmp_path)
+    run("ecgmm_reproduce", *words, cwd=tmp_path)
+    store, scores = Store(tmp_path / "store"), pd.read_csv(tmp_path / "study" / "scores.csv", dtype={"fold": str})
+    assert list(scores["fold"]) == ["0", *sorted(set(store.records["source"]))]
+    for row in scores[scores["fold"] != "0"].itertuples():
+        config = json.loads((tmp_path / "study" / row.runs / "model" / "config.json").read_text())
+        assert row.fold not in config["trained_on"] and config["folds"]["test"] == row.fold
+        rows = np.load(tmp_path / "study" / row.judged / "decisions.npz", allow_pickle=False)["rows"]
+        assert set(store.records["source"].iloc[rows]) == {row.fold}
+    assert "Sources that were left out of training" in (tmp_path / "study" / "report" / "index.html").read_text()
 
 
 def test_wrong_words_get_clear_answers(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from ecgmm.data import real_data
 
 ROOT = Path(__file__).resolve().parents[1]
-SLOWEST = ["22_dino", "23_pretrain", "30_finetune", "21_byol", "20_simclr", "31_comparison", "60_results", "13_probes", "11_training", "06_store", "10_models", "01_synthetic", "12_metrics", "07_windows"]  # these first: two processes then end together
+SLOWEST = ["55_study", "60_results", "40_fusion", "22_dino", "23_pretrain", "30_finetune", "21_byol", "20_simclr", "31_comparison", "50_thresholds", "52_predict", "70_plan", "13_probes", "11_training", "06_store", "10_models", "01_synthetic", "12_metrics", "07_windows"]  # these first: two processes then end together
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"), key=lambda p: (SLOWEST.index(p.stem) if p.stem in SLOWEST else len(SLOWEST), p.name))
 
 

@@ -29,12 +29,12 @@ finally: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 102
 """
 
 
-def command(*args, cwd):
+def command(*args, cwd):   # the model folder, the recordings, options
     "Exit status, stdout, stderr, and the peak of resident memory in MiB."
     script = cwd / "run_predict.py"
     script.write_text(SCRIPT)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, str(script), *map(str, args), "--cpu"], cwd=cwd, capture_output=True, text=True, timeout=300, env=env)
+    done = subprocess.run([sys.executable, str(script), "--model", str(args[0]), "--data", *map(str, args[1:]), "--cpu"], cwd=cwd, capture_output=True, text=True, timeout=300, env=env)
     assert "Traceback" not in done.stderr, done.stderr
     peak, = re.findall(r"^peak (\d+)\n", done.stderr, re.M)
     return done.returncode, done.stdout, done.stderr.replace(f"peak {peak}\n", ""), int(peak)
