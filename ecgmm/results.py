@@ -25,12 +25,12 @@ import torch
 from matplotlib import pyplot as plt
 
 from . import __version__
-from .comparison import results_file
+from .comparison import results_file, save_comparison
 from .data import ABBREVIATIONS, FS, command
 from .predict import open_model, plot_prediction, predictions
 from .probes import per_record
 from .store import Store, as_fold, prepare, source_table
-from .study import MODELS, REAL, class_scores, left_out, numbered, published, read_scores, source_scores, study, summary
+from .study import MODELS, REAL, as_comparison, class_scores, left_out, numbered, published, read_scores, search_scores, source_scores, study, summary
 from .synthetic import synthesize
 from .thresholds import calibrate, official_thresholds, plot_thresholds
 from .windows import Windows
@@ -292,16 +292,19 @@ def ecgmm_reproduce(
     try:
         words, (i, n) = lambda text: [w for w in text.split(",") if w], [int(v) for v in part.split("/")]
         settings, prepared = study_settings(size, epochs, pretrain_epochs, batch_size, lr), Store(store)
-        wanted = [as_fold(k) for k in words(folds)] + sorted(set(prepared.records["source"])) * leave_out
+        wanted = [as_fold(k) for k in words(folds)] + sorted(set(prepared.records["source"][prepared.records["labelled"] == 1])) * leave_out
         where = circumstances() | dict(settings=settings, store_folds=prepared.meta["fold_hash"], recordings=len(prepared))
         scores = study(prepared, out, wanted, words(models), words(arms), [int(k) for k in words(seeds)], [Store(s) for s in words(unlabelled)], settings, best_by, search, calibration, (i - 1, n), cpu=cpu)
         if n > 1: return print(f"part {part} is done; a call without --part gathers all parts")
         (Path(out) / "circumstances.json").write_text(json.dumps(where, indent=1))
+        save_comparison(Path(out) / "answers", *as_comparison(out, scores))
+        pd.concat([class_scores(out, scores, *pair).assign(model=pair[0], arm=pair[1]) for pair in numbered(scores)[["model", "arm"]].drop_duplicates().itertuples(index=False, name=None)]).round(4).to_csv(Path(out) / "classes.csv", index_label="class")
+        search_scores(out, scores).round(4).to_csv(Path(out) / "searches.csv", index=False)
         page = write_report(prepared, out, Path(out) / "report", f"Study of {Path(store).name}", f"{size} networks; arms {arms}.")
     except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_reproduce: {e}")
     print(summary(scores).to_string())
     print(f"\nby the paper's protocol, optimistic:\n{summary(scores, 'paper').to_string()}")
-    print(f"\nscores: {Path(out) / 'scores.csv'}\nreport: {page}")
+    print(f"\n{out}: scores.csv, answers.csv and .npz (ranks, for paired intervals), sources.csv, classes.csv, searches.csv\nreport: {page}")
 
 # %% ../nbs/60_results.ipynb #1ae4f062
 @command

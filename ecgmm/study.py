@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'FUSIONS', 'MODELS', 'REAL', 'fuse_stage', 'judge_stage', 'study', 'read_scores', 'numbered', 'summary',
-           'optimism', 'pooled', 'source_scores', 'class_scores', 'left_out', 'published', 'as_comparison']
+           'optimism', 'pooled', 'source_scores', 'class_scores', 'left_out', 'search_scores', 'published',
+           'as_comparison']
 
 # %% ../nbs/55_study.ipynb #0167e40c
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +239,18 @@ def left_out(
     "How a model does on a source that it has never seen."
     t = scores[[isinstance(k, str) for k in scores["fold"]]]
     return t.groupby(["model", "arm", "fold"], sort=False)[list(METRICS)].mean().reset_index().rename(columns={"fold": "source"})
+
+
+def search_scores(
+    out,                    # folder of a study
+    scores: pd.DataFrame,   # what `study` returned
+) -> pd.DataFrame:          # a row per run and search: "test" of thresholds from tune, "tune" where they were chosen, "optimistic" of the same search on test itself
+    "The Challenge score by every search of thresholds, chosen where they should be, and where they should not."
+    rows = []
+    for r in numbered(scores).itertuples():
+        told = json.loads((Path(out) / r.judged / "stage.json").read_text())["result"]
+        rows += [dict(model=r.model, arm=r.arm, fold=r.fold, seed=r.seed, search=s, **{k: np.nan if v is None else v for k, v in by.items()}, optimistic=told["paper"]["searches"][s]["test"]) for s, by in told["nested"]["searches"].items()]
+    return pd.DataFrame(rows).astype({"optimistic": float})
 
 
 def published() -> pd.DataFrame:   # a row per result: who, protocol, the paper's columns, source
