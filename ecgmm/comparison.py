@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from .data import ABBREVIATIONS, command
+from .command import command
+from .data import ABBREVIATIONS
 from .finetune import finetune, probe, random_backbone
 from .metrics import macro, per_class
 from .pretrain import METHODS, load_pretrained, pretrain

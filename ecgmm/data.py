@@ -4,23 +4,20 @@
 
 # %% auto #0
 __all__ = ['FS', 'LEADS', 'CLASSES', 'ABBREVIATIONS', 'ScoredClass', 'label_vector', 'challenge_weights', 'code_names',
-           'real_data', 'standard_leads', 'Record', 'read_record', 'write_record', 'resample', 'plot_ecg', 'command']
+           'real_data', 'standard_leads', 'Record', 'read_record', 'write_record', 'resample', 'plot_ecg']
 
 # %% ../nbs/00_data.ipynb #2f2817db
 import os
 import re
-import sys
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, wraps
-from inspect import signature
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import wfdb
-from fastcore.script import anno_parser
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from scipy.signal import firwin
@@ -335,19 +332,3 @@ def plot_ecg(
     ax.set_title(title, fontsize=8, loc="left")
     ax.tick_params(labelsize=6); ax.xaxis.label.set_size(6)
     return ax
-
-# %% ../nbs/00_data.ipynb #6c30cdcb
-def command(
-    f,   # a function with a docment for each parameter
-):       # the same function; where the running script has its name, and it is called without arguments, these come from the command line
-    "Make a function a command as well."
-    @wraps(f)
-    def run(*args, **named):
-        if args or named or Path(sys.argv[0]).stem != f.__name__: return f(*args, **named)
-        options = signature(f).parameters
-        def spelled(word):
-            name, equals, value = word.partition("=")
-            return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") and name[2:].replace("-", "_") in options else word
-        told = vars(anno_parser(f, prog=f.__name__).parse_args([spelled(word) for word in sys.argv[1:]]))
-        return f(**{name: told[name] for name in options})
-    return run

@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from .data import command
+from .command import command
 
 # %% ../nbs/04_download.ipynb #c2b23a96
 BASE_URL = "https://physionet.org/files/challenge-2020/1.0.2/"

@@ -16,7 +16,8 @@ import torch
 from accelerate import Accelerator
 from matplotlib import pyplot as plt
 
-from .data import ABBREVIATIONS, command
+from .command import command
+from .data import ABBREVIATIONS
 from .metrics import common_threshold, report
 from .models import ENCODERS, Backbone, Classifier, Head, save_model
 from .pretrain import load_pretrained

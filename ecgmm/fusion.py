@@ -13,16 +13,51 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .data import command
+from .command import command
 from .finetune import start_backbone, supervise
 from .models import Backbone, Classifier, Head, load_model
 from .store import Store, as_fold
 
-# %% ../nbs/40_fusion.ipynb #802368b5
+# %% ../nbs/40_fusion.ipynb #1af80f78
 MODALITIES = ("signal", "spectrogram")   # the order of the features and of the gate's two weights
 
+# %% ../nbs/40_fusion.ipynb #49cb1934
+class _Branches(nn.Module):
+    "Two backbones, and the gate between them if wanted: windows in mV to one row of features."
 
-class Fusion(nn.Module):
+    def __init__(self, signal, spectrogram, gating):
+        super().__init__()
+        for name, backbone in zip(MODALITIES, (signal, spectrogram)):
+            if backbone.front.modality != name: raise ValueError(f"Fusion: a backbone of the modality {name} is needed, got {backbone.front.modality}")
+        self.signal, self.spectrogram = signal, spectrogram
+        self.sizes = signal.encoder.n_out, spectrogram.encoder.n_out
+        self.gate = nn.Linear(sum(self.sizes), 2) if gating else None
+
+    def weigh(self, h_signal, h_spectrogram):
+        "The gate's weights (B, 2) for features (B, D1) and (B, D2); None without a gate."
+        return None if self.gate is None else self.gate(torch.cat([h_signal, h_spectrogram], 1)).softmax(1)
+
+    def joined(self, h_signal, h_spectrogram, g):
+        "What the head sees, (B, D1 + D2), for features (B, D1) and (B, D2) and weights (B, 2) or None."
+        if g is None: return torch.cat([h_signal, h_spectrogram], 1)
+        return torch.cat([g[:, :1] * h_signal, g[:, 1:] * h_spectrogram], 1)
+
+    def parts(self, x):
+        "Windows (B, 12, T) in mV to the features of the signal (B, D1), of the spectrogram (B, D2), and the gate's weights (B, 2) or None."
+        h = self.signal(x), self.spectrogram(x)
+        return *h, self.weigh(*h)
+
+    def features(self, x):
+        "Windows (B, 12, T) in mV to what the head sees (B, D1 + D2), weighed where there is a gate."
+        return self.joined(*self.parts(x))
+
+    def gates(self, x):
+        "Windows (B, 12, T) in mV to the weight of the signal and of the spectrogram (B, 2), together 1."
+        if self.gate is None: raise ValueError("Fusion.gates: this fusion has no gate")
+        return self.parts(x)[2]
+
+# %% ../nbs/40_fusion.ipynb #802368b5
+class Fusion(_Branches):
     "Two backbones and one head: windows in mV to one logit per class."
 
     def __init__(self,
@@ -33,15 +68,11 @@ class Fusion(nn.Module):
         gate_rate: float = 1.0,  # the gate's learning rate as a share of the head's: below 1 it decides later, when both branches have learned something
         dropout: float = 0.0,    # in the heads
     ):
-        super().__init__()
-        if not 0 < gate_rate <= 1: raise ValueError(f"Fusion: a gate_rate above 0 and at most 1 is needed, got {gate_rate}")
-        for name, backbone in zip(MODALITIES, (signal, spectrogram)):
-            if backbone.front.modality != name: raise ValueError(f"Fusion: a backbone of the modality {name} is needed, got {backbone.front.modality}")
-        self.signal, self.spectrogram = signal, spectrogram
-        sizes = signal.encoder.n_out, spectrogram.encoder.n_out
-        self.gate, self.rates = nn.Linear(sum(sizes), 2) if gating else None, {"gate.": gate_rate}
-        self.head = Head(sum(sizes), hidden=sum(sizes) // 2, dropout=dropout)
-        self.heads = nn.ModuleDict({name: Head(n, hidden=n // 2, dropout=dropout) for name, n in zip(MODALITIES, sizes)}) if heads else None
+        super().__init__(signal, spectrogram, gating)
+        if not (isinstance(gate_rate, (int, float)) and 0 < gate_rate <= 1): raise ValueError(f"Fusion: a gate_rate above 0 and at most 1 is needed, got {gate_rate!r}")
+        self.rates = {"gate.": gate_rate}
+        self.head = Head(sum(self.sizes), hidden=sum(self.sizes) // 2, dropout=dropout)
+        self.heads = nn.ModuleDict({name: Head(n, hidden=n // 2, dropout=dropout) for name, n in zip(MODALITIES, self.sizes)}) if heads else None
 
     @classmethod
     def from_config(cls,
@@ -52,31 +83,6 @@ class Fusion(nn.Module):
         if not isinstance(named, dict) or set(named) != set(MODALITIES): raise ValueError(f"Fusion.from_config: the field 'encoders' with a name for {' and '.join(MODALITIES)} is needed, got {named!r}")
         backbones = [Backbone.from_config(dict(modality=m, encoder=named[m])) for m in MODALITIES]
         return cls(*backbones, gating=bool(config.get("gating")), heads=bool(config.get("heads")), gate_rate=config.get("gate_rate", 1.0), dropout=config.get("dropout", 0.0))
-
-    def parts(self,
-        x: torch.Tensor,         # (B, 12, T) mV
-    ) -> tuple:                  # features of the signal (B, D1), of the spectrogram (B, D2), and the gate's weights (B, 2) or None
-        "What each branch makes of windows, and what the gate makes of both."
-        h = self.signal(x), self.spectrogram(x)
-        return *h, None if self.gate is None else self.gate(torch.cat(h, 1)).softmax(1)
-
-    def joined(self, h_signal, h_spectrogram, g):
-        "One row of features per window: (B, D1 + D2)."
-        if g is None: return torch.cat([h_signal, h_spectrogram], 1)
-        return torch.cat([g[:, :1] * h_signal, g[:, 1:] * h_spectrogram], 1)
-
-    def features(self,
-        x: torch.Tensor,         # (B, 12, T) mV
-    ) -> torch.Tensor:           # (B, D1 + D2), weighed where there is a gate
-        "What the head sees."
-        return self.joined(*self.parts(x))
-
-    def gates(self,
-        x: torch.Tensor,         # (B, 12, T) mV
-    ) -> torch.Tensor:           # (B, 2): the weight of the signal and of the spectrogram, together 1
-        "What the gate says of windows."
-        if self.gate is None: raise ValueError("Fusion.gates: this fusion has no gate")
-        return self.parts(x)[2]
 
     def forward(self,
         x: torch.Tensor,         # (B, 12, T) mV
@@ -89,13 +95,13 @@ class Fusion(nn.Module):
         rng=None,                # not used
     ):                           # the cross-entropy of the fused head, plus the mean of the modalities' own where they have heads; figures
         "What `fit` lets go down."
+        cross_entropy = lambda logits: functional.binary_cross_entropy_with_logits(logits, batch["y"].to(logits.dtype))
         *h, g = self.parts(batch["x"])
-        y, of = batch["y"], lambda logits: functional.binary_cross_entropy_with_logits(logits, batch["y"].to(logits.dtype))
         logits = self.head(self.joined(*h, g))
-        loss, figures = of(logits), {"predicted": logits.detach().sigmoid().sum(1).mean(), "labels": y.float().sum(1).mean()}
+        loss, figures = cross_entropy(logits), {"predicted": logits.detach().sigmoid().sum(1).mean(), "labels": batch["y"].float().sum(1).mean()}
         if g is not None: figures["signal_weight"] = g[:, 0].detach().mean()
         if self.heads is not None:
-            own = {f"loss_{m}": of(self.heads[m](f)) for m, f in zip(MODALITIES, h)}
+            own = {f"loss_{m}": cross_entropy(self.heads[m](f)) for m, f in zip(MODALITIES, h)}
             figures |= {"loss_fused": loss.detach()} | {k: v.detach() for k, v in own.items()}
             loss = loss + sum(own.values()) / 2
         return loss, figures
@@ -129,14 +135,14 @@ def fuse(
     paper: bool = False,          # also keep what the paper's protocol would report, see `supervise`
 ) -> dict:                        # threshold, reports on test and tune, history
     "Train signal and spectrogram together on one fold, score, and leave a model folder with its predictions."
-    encoders, pretrained = encoders or {}, pretrained or {}
+    encoders, pretrained = encoders or {}, {m: where for m, where in (pretrained or {}).items() if where}
     if foreign := sorted({*encoders, *pretrained} - set(MODALITIES)): raise ValueError(f"fuse: the modalities {' and '.join(MODALITIES)} are needed, got {foreign[0]!r}")
     def start(batches, device):
         made = [start_backbone(store, fold, m, encoders.get(m), pretrained.get(m), batches(), device) for m in MODALITIES]
         model = Fusion(*(b for b, _ in made), gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout).to(device)
         config = dict(modality="fusion", gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout, encoders={m: told["encoder"] for m, (_, told) in zip(MODALITIES, made)})
         config |= {key: {m: told[key] for m, (_, told) in zip(MODALITIES, made) if key in told} for key in ("pretraining", "pretraining_folds") if pretrained}
-        return model, [b for m, (b, _) in zip(MODALITIES, made) if pretrained.get(m)], config
+        return model, [b for m, (b, _) in zip(MODALITIES, made) if m in pretrained], config
     settings = dict(epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, best_by=best_by, seed=seed, precision=precision, fraction=fraction,
                     min_steps=min_steps, freeze_epochs=freeze_epochs, encoder_rate=encoder_rate)
     return supervise(store, folder, fold, start, settings, paper, cpu, resume, progress)

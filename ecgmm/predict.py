@@ -24,7 +24,8 @@ import torch
 import wfdb
 from matplotlib import pyplot as plt
 
-from .data import ABBREVIATIONS, CLASSES, FS, LEADS, Record, command, plot_ecg, read_record, standard_leads
+from .command import command
+from .data import ABBREVIATIONS, CLASSES, FS, LEADS, Record, plot_ecg, read_record, standard_leads
 from .fusion import load_classifier
 from .store import find_records, prepare_samples
 from .thresholds import decide

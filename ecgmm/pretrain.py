@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from .data import command
+from .command import command
 from .byol import BYOL
 from .dino import DINO
 from .folds import make_groups

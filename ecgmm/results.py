@@ -25,8 +25,9 @@ import torch
 from matplotlib import pyplot as plt
 
 from . import __version__
+from .command import command
 from .comparison import results_file, save_comparison
-from .data import ABBREVIATIONS, FS, command
+from .data import ABBREVIATIONS, FS
 from .predict import open_model, plot_prediction, predictions
 from .probes import per_record
 from .store import Store, as_fold, prepare, source_table

@@ -22,7 +22,8 @@ import pandas as pd
 from scipy.signal import butter, sosfiltfilt
 from tqdm.auto import tqdm
 
-from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, command, label_vector, read_record, resample
+from .command import command
+from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, label_vector, read_record, resample
 from .folds import ROLES, make_folds, make_groups, read_patients, roles
 
 # %% ../nbs/06_store.ipynb #002c22bc

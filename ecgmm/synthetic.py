@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy.signal import butter, sosfilt
 
-from .data import ABBREVIATIONS, CLASSES, Record, command, write_record
+from .command import command
+from .data import ABBREVIATIONS, CLASSES, Record, write_record
 
 # %% ../nbs/01_synthetic.ipynb #7e58b25d
 ELECTRODES = ("RA", "LA", "LL", "V1", "V2", "V3", "V4", "V5", "V6")  # right arm, left arm, left leg, and six on the chest

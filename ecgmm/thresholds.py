@@ -17,7 +17,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from .data import ABBREVIATIONS, command
+from .command import command
+from .data import ABBREVIATIONS
 from .fusion import load_classifier
 from .metrics import _labels_and_prob, bootstrap_interval, challenge_score, challenge_terms, common_threshold, report
 from .models import save_model
