@@ -81,12 +81,14 @@ def judge_stage(
         if any(not np.array_equal(h["test_rows"], held[0]["test_rows"]) for h in held): raise ValueError(f"judge_stage: runs on the same recordings are needed, got {', '.join(r.name for r in runs)}")
         tune, test = ((held[0][f"{role}_y"], mean(f"{role}_prob")) for role in ("tune", "test"))
         late = mean("paper_prob") if all("paper_prob" in h for h in held) else test[1]
-        if len(runs) == 1: told = choose(runs[0], best_by, "nested", search, calibration), choose(runs[0], best_by, "paper", "official", "none")
-        else: told = nested(tune, test, search, calibration), optimistic((test[0], late), "official", "none")
+        scored = not np.isnan(challenge_score(test[0], test[0]))                   # normal recordings alone have no score, and nothing can be chosen on them
+        if len(runs) == 1: told = {"nested": choose(runs[0], best_by, "nested", search, calibration)} | ({"paper": choose(runs[0], best_by, "paper", "official", "none")} if scored else {})
+        else: told = {"nested": nested(tune, test, search, calibration)} | ({"paper": optimistic((test[0], late), "official", "none")} if scored else {})
         folder.mkdir(parents=True, exist_ok=True)
-        decided = {name: decide(t, p) for name, t, p in zip(("nested", "paper"), told, (test[1], late))}
+        decided = {name: decide(t, late if name == "paper" else test[1]) for name, t in told.items()}
         np.savez(folder / "decisions.npz", rows=held[0]["test_rows"], y=test[0], **{f"{name}_{what}": v for name, pair in decided.items() for what, v in zip(("prob", "decided"), pair)})
-        return {name: {k: t[k] for k in ("test", "interval", "searches")} for name, t in zip(("nested", "paper"), told)}
+        nothing = dict(test=dict.fromkeys(METRICS), interval=dict(low=None, high=None), searches={})
+        return {name: {k: t[k] for k in ("test", "interval", "searches")} for name, t in (dict(paper=nothing) | told).items()}
     wanted = dict(stage="judge", runs=[r.name for r in runs], best_by=best_by, search=search, calibration=calibration)
     return stage(out, f"judge-{model}-{arm}-fold{fold}-seed{seed}", wanted, make)
 
@@ -249,7 +251,7 @@ def search_scores(
     rows = []
     for r in numbered(scores).itertuples():
         told = json.loads((Path(out) / r.judged / "stage.json").read_text())["result"]
-        rows += [dict(model=r.model, arm=r.arm, fold=r.fold, seed=r.seed, search=s, **{k: np.nan if v is None else v for k, v in by.items()}, optimistic=told["paper"]["searches"][s]["test"]) for s, by in told["nested"]["searches"].items()]
+        rows += [dict(model=r.model, arm=r.arm, fold=r.fold, seed=r.seed, search=s, **{k: np.nan if v is None else v for k, v in by.items()}, optimistic=told["paper"]["searches"].get(s, {}).get("test")) for s, by in told["nested"]["searches"].items()]
     return pd.DataFrame(rows).astype({"optimistic": float})
 
 
