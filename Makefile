@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
-export OMP_NUM_THREADS ?= 2
+# one thread: two on a busy pair of cores wait for each other, many times slower
+export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab docs notebooks export bench clean

@@ -30,11 +30,12 @@ def weighted_auroc(
     weight: np.ndarray,   # (M, N) how often each recording was drawn, a row per draw
 ) -> np.ndarray:          # (M,) NaN where a draw has no positives or no negatives
     "The area under the ROC curve of every draw."
-    y = np.asarray(y, bool)
-    beats = np.greater.outer(prob[y], prob[~y]) + 0.5 * np.equal.outer(prob[y], prob[~y])
-    wp, wn = weight[:, y], weight[:, ~y]
+    order = np.argsort(prob, kind="stable")
+    first = np.flatnonzero(np.diff(prob[order], prepend=np.nan) != 0)                 # where each group of equal probabilities begins
+    positive, w = np.asarray(y, bool)[order], weight[:, order]
+    wp, wn = (np.add.reduceat(w * mask, first, axis=1) for mask in (positive, ~positive))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return ((wp @ beats) * wn).sum(1) / (wp.sum(1) * wn.sum(1))
+        return (wp * (np.cumsum(wn, axis=1) - wn / 2)).sum(1) / (wp.sum(1) * wn.sum(1))
 
 # %% ../nbs/31_comparison.ipynb #4d78bfde
 def weighted_auprc(
@@ -182,6 +183,8 @@ def compare(
     "Run every arm on every fold with every seed, or read what has been run, and gather the answers on the test recordings."
     out, rows, all_ranks, made_from = Path(out), [], [], [s.meta["made_from"] for s in (store, *unlabelled)]
     if wrong := [a for a in arms if a not in ARMS] + [m for m in modalities if m not in (settings or SETTINGS)]: raise ValueError(f"compare: arms among {', '.join(ARMS)} and modalities with settings are needed, got {wrong[0]!r}")
+    for what, given in dict(arms=arms, modalities=modalities, folds=folds, seeds=seeds, fractions=fractions).items():
+        if len(given) == 0 or len(set(given)) < len(given): raise ValueError(f"compare: {what}, each once, are needed, got {list(given)}")
     if not 0 <= part[0] < part[1]: raise ValueError(f"compare: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
     jobs = [(s, k, m, a) for s in seeds for k in folds for m in modalities for a in arms]
     for job, (seed, fold, modality, arm) in enumerate(jobs):

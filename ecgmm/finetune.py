@@ -8,6 +8,7 @@ __all__ = ['CHOICES', 'probabilities', 'score', 'label_part', 'start_backbone', 
 
 # %% ../nbs/30_finetune.ipynb #23515e39
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from .models import ENCODERS, Backbone, Classifier, Head, save_model
 from .pretrain import load_pretrained
 from .probes import features, knn_probabilities, linear_probabilities, per_record
 from .store import Store, as_fold
-from .training import begin_run, best_weights, fit, plain
+from .training import _replace, begin_run, best_weights, fit, plain
 from .windows import Batches, Windows
 
 # %% ../nbs/30_finetune.ipynb #03972b6e
@@ -89,9 +90,18 @@ def _note_best(file, y, prob, figures):
     "Keep the probabilities of the epoch that is best on the recordings themselves, by each figure."
     held = dict(np.load(file, allow_pickle=False)) if file.is_file() else {}
     for name in CHOICES:
-        if figures[name] > held.get(name, -np.inf): held |= {name: figures[name], f"{name}_prob": prob}
+        if name not in held or figures[name] > held[name]: held |= {name: figures[name], f"{name}_prob": prob}   # where there is no figure the first epoch stays
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, **held)
+    def write(part):
+        with open(part, "wb") as f: np.savez(f, **held)
+    _replace(file, write)
+
+
+def _clear(folder):
+    "Take away what an earlier run left in the folder, and nothing else."
+    for end in ("", *(f"-{c}" for c in CHOICES)):
+        for file in (folder / f"predictions{end}.npz", folder / f"thresholds{end}.json", folder / f"thresholds-paper{end}.json"): file.unlink(missing_ok=True)
+        if (folder / f"model{end}" / "config.json").is_file(): shutil.rmtree(folder / f"model{end}")
 
 
 def _two_phases(model, still, train, folder, epochs, freeze_epochs, encoder_rate, seed, common):
@@ -119,6 +129,7 @@ def supervise(
 ) -> dict:                 # threshold, reports on test and tune, history
     "Train a model on one fold, score it, and leave model folders (best by AUROC, best by average precision) with their predictions."
     w, folder, rows, accelerator = settings, Path(folder), store.split(fold), Accelerator(cpu=cpu)
+    if not w["weight_decay"] >= 0 or not w["encoder_rate"] >= 0: raise ValueError(f"supervise: a weight_decay and an encoder_rate of 0 or more are needed, got {w['weight_decay']} and {w['encoder_rate']}")
     if w["best_by"] not in CHOICES: raise ValueError(f"supervise: best_by 'auroc' or 'auprc' is needed, got {w['best_by']!r}")
     for role, r in rows.items():
         if len(r) == 0: raise ValueError(f"supervise: fold {fold} of {store.folder} has no labelled recording in the role {role}")
@@ -134,13 +145,14 @@ def supervise(
         torch.manual_seed(w["seed"])
         model, still, config = start(lambda: statistics.epoch(w["seed"]), accelerator.device)
     settings = {k: v for k, v in (w | dict(fold=fold, per_record=per_record)).items() if still or k not in ("freeze_epochs", "encoder_rate")}
-    begin_run(folder, config | settings | dict(made_from=store.meta["made_from"], folds=store.meta["fold_hash"]), resume, "supervise", accelerator.is_main_process)
+    begin_run(folder, config | settings | dict(paper=paper, made_from=store.meta["made_from"], folds=store.meta["fold_hash"]), resume, "supervise", accelerator.is_main_process)
+    if accelerator.is_main_process and not resume: _clear(folder)
     accelerator.wait_for_everyone()
 
     def look(model, epoch):
         told = {role: probabilities(model, windows[role]) for role in ("tune", "test")[:1 + paper]}
         told = {role: (p, report(y[role], p, p >= 0.5)) for role, p in told.items()}
-        if paper and not any(b.frozen for b in still): _note_best(folder / "training" / "paper.npz", y["test"], *told["test"])
+        if paper and (w["freeze_epochs"] >= w["epochs"] or not any(b.frozen for b in still)): _note_best(folder / "training" / "paper.npz", y["test"], *told["test"])
         return {f"tune_{name}": told["tune"][1][name] for name in CHOICES}
 
     figures = (w["best_by"], *(c for c in CHOICES if c != w["best_by"]))

@@ -165,6 +165,7 @@ class Head(nn.Module):
         dropout: float = 0.0,        # share of the hidden units that a training step leaves out
     ):
         super().__init__()
+        if not 0 <= dropout < 1: raise ValueError(f"Head: a dropout from 0 to below 1 is needed, got {dropout}")
         self.first, self.last = nn.Linear(n_in, hidden), nn.Linear(hidden, n_out)
         self.bend = nn.Identity() if linear else nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
 
@@ -300,6 +301,20 @@ def _check_finite(state, who):
         if not state[key].isfinite().all(): raise ValueError(f"{who}: the tensor {key!r} is not finite")
 
 
+def _check_sums(folder, what, sums, noted, part):
+    told = noted.get(part) if isinstance(noted, dict) and isinstance(noted.get(part), dict) else {}
+    for key in sorted(sums.keys() | told.keys()):
+        if sums.get(key) != told.get(key): raise ValueError(f"load_model: {folder}: the {what} {key!r} was changed after the model was saved")
+
+
+def _recovered(folder):
+    "The folder; if a process died between the two renames of `save_model`, the old one is put back first."
+    folder = Path(folder)
+    if not folder.exists() and folder.parent.is_dir():
+        for old in sorted(folder.parent.glob(f".{folder.name}.*.old"))[-1:]: old.rename(folder)
+    return folder
+
+
 def _checksums(config, state):
     "A CRC-32 of each field of the config and of each tensor: against a slip of the hand or of the disk, not against somebody who means it."
     return {"config": {k: zlib.crc32(json.dumps(v, sort_keys=True).encode()) for k, v in config.items()},
@@ -361,7 +376,7 @@ def save_model(
     config: dict,      # "modality", "encoder", ... as for `Classifier.from_config`, and whatever is worth knowing later, JSON only
 ) -> Path:             # the folder
     "Write `model.safetensors`, `config.json` and a card for people, whole or not at all."
-    folder = Path(folder)
+    folder = _recovered(folder)
     config = {"window": 250, "versions": {"ecgmm": __version__, "torch": torch.__version__}} | _fixed_fields() | config
     _check_config(config, "save_model")
     try: text = json.dumps(config, indent=1, allow_nan=False)
@@ -389,7 +404,7 @@ def load_model(
     build=None,  # makes the untrained model from the config: `Backbone.from_config` for a pre-trained encoder; `Classifier.from_config` if None
 ):               # the model, in evaluation mode, and its config
     "Read a model folder; whatever does not fit is an error that names it."
-    folder = Path(folder)
+    folder = _recovered(folder)
     for name in _FILES[:2]:
         if not (folder / name).is_file(): raise ValueError(f"load_model: {folder} has no {name}")
     try:
@@ -400,12 +415,11 @@ def load_model(
     try:
         with safe_open(folder / _FILES[1], "pt") as f: state, noted = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("ecgmm", "{}"))
     except (SafetensorError, OSError, ValueError) as e: raise ValueError(f"load_model: {folder / _FILES[1]} cannot be read: {e}") from None
+    sums = _checksums(config, state)
+    _check_sums(folder, "config field", sums["config"], noted, "config")                # before anything is built from it
     model = _untrained(config, build)
     _check_tensors(state, model, "load_model")
     _check_finite(state, "load_model")
-    for what, sums in _checksums(config, state).items():
-        told = noted.get(what) if isinstance(noted, dict) and isinstance(noted.get(what), dict) else {}
-        for key in sorted(sums.keys() | told.keys()):
-            if sums.get(key) != told.get(key): raise ValueError(f"load_model: {folder}: the {what.removesuffix('s').replace('config', 'config field')} {key!r} was changed after the model was saved")
+    _check_sums(folder, "tensor", sums["tensors"], noted, "tensors")
     model.load_state_dict(state)
     return model.eval(), config

@@ -40,7 +40,8 @@ def allowed_rows(
     held = np.concatenate([rows["tune"], rows["test"]])
     tables = [s.records for s in (store, *unlabelled)]
     groups = np.split(make_groups(*(np.concatenate([t[c].to_numpy(str) for t in tables]) for c in ("patient", "hash"))), np.cumsum([len(t) for t in tables])[:-1])
-    return [rows["train"], *(np.flatnonzero(~np.isin(g, groups[0][held])) for g in groups[1:])]
+    kept_out = [groups[0][held], *(g[(t["source"] == fold).to_numpy()] for g, t in zip(groups, tables))]      # a source that is left out is left out everywhere
+    return [rows["train"][~np.isin(groups[0][rows["train"]], np.concatenate(kept_out[1:]))], *(np.flatnonzero(~np.isin(g, np.concatenate(kept_out))) for g in groups[1:])]
 
 # %% ../nbs/23_pretrain.ipynb #9b7f1a1b
 METHODS = {"simclr": SimCLR, "byol": BYOL, "dino": DINO}
@@ -146,7 +147,7 @@ def load_pretrained(
         seen = pd.read_csv(folder / "seen.csv", dtype=str, keep_default_na=False)
         rows = store.split(fold, labelled=False)
         held = store.records.iloc[np.concatenate([rows["tune"], rows["test"]])]
-        leaked = seen[seen["hash"].isin(held["hash"]) | (seen["patient"].isin(held["patient"]) & (seen["patient"] != ""))]
+        leaked = seen[seen["hash"].isin(held["hash"]) | (seen["patient"].isin(held["patient"]) & (seen["patient"] != "")) | (seen["source"] == fold)]
         if len(leaked): raise ValueError(f"load_pretrained: {folder} was trained on {len(leaked)} recordings that are held out here, or whose patients are ({leaked['name'].iloc[0]} is one): pre-train it for this fold")
     return backbone, config
 

@@ -13,6 +13,7 @@ import html
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from datetime import date
@@ -120,10 +121,10 @@ def plot_classes(
 # %% ../nbs/60_results.ipynb #3fd91914
 def gate_weights(
     store: Store,   # the prepared database of the study
-    run,            # folder of a fusion's run
+    model,          # model folder of a fusion
 ) -> tuple:         # (N,) rows of its test recordings, (N,) mean weight of the signal in each
     "What the gate says of the test recordings."
-    net, config = open_model(Path(run) / "model", cpu=True)
+    net, config = open_model(model, cpu=True)
     rows = store.split(config["folds"]["test"])["test"]
     return rows, per_record(net.gates, Windows(store, rows))[:, 0]
 
@@ -139,7 +140,7 @@ def plot_gates(
     fig, ax = plt.subplots(figsize=(12, 2.8), layout="constrained")
     groups = list(t.groupby(["model", "arm"], sort=False))
     for k, ((model, arm), g) in enumerate(groups):
-        rows, w = (np.concatenate(v) for v in zip(*(gate_weights(store, Path(out) / r) for r in g["runs"])))
+        rows, w = (np.concatenate(v) for v in zip(*(gate_weights(store, Path(out) / c.split()[0]) for c in g["chosen"])))
         at = np.arange(len(ABBREVIATIONS)) + 0.2 * (k - (len(groups) - 1) / 2)
         has = [w[store.y[rows, c] > 0] for c in range(len(ABBREVIATIONS))]
         mean, low, high = (np.array([f(v) if len(v) else np.nan for v in has]) for f in (np.mean, lambda v: np.quantile(v, 0.25), lambda v: np.quantile(v, 0.75)))
@@ -174,10 +175,17 @@ def _named(what, numbers):
 def _table(table, **looks): return f'<div class="scroll">{table.rename(columns=_NAMES).to_html(border=0, na_rep="-", float_format=lambda v: f"{v:.3f}", **looks)}</div>'
 
 
+def _last_trained(scores):
+    "The row of the last model that is one network; None where there is none."
+    t = numbered(scores)[lambda t: t["model"] != "average"]
+    return t.iloc[-1] if len(t) else None
+
+
 def _examples(store, out, scores, n=4):
     "Test recordings on paper with what the last model of the study says of them: those with the most labels first, different ones."
-    row = numbered(scores)[lambda t: t["model"] != "average"].iloc[-1]
-    net, config = open_model(Path(out) / row["runs"] / "model", cpu=True)
+    row = _last_trained(scores)
+    if row is None: return "<p>No model of this study can be asked: an average is of two.</p>"
+    net, config = open_model(Path(out) / row["chosen"].split()[0], cpu=True)
     named = lambda mask: " ".join(np.array(ABBREVIATIONS)[mask]) or "none"
     rows, seen, parts = store.split(row["fold"])["test"], set(), []
     for i in rows[np.argsort(-store.y[rows].sum(1, dtype=int), kind="stable")]:
@@ -201,9 +209,11 @@ def _by_source(told, out):
 
 def _thresholds_picture(out, scores):
     "Score against threshold per class, on the tune recordings of the last trained model."
-    row = numbered(scores)[lambda t: t["model"] != "average"].iloc[-1]
-    with np.load(Path(out) / row["runs"] / "predictions.npz", allow_pickle=False) as d: y, prob = d["tune_y"], d["tune_prob"]
-    _, config = open_model(Path(out) / row["runs"] / "model", cpu=True)
+    row = _last_trained(scores)
+    if row is None: return None
+    model, predictions_file = row["chosen"].split()
+    with np.load(Path(out) / predictions_file, allow_pickle=False) as d: y, prob = d["tune_y"], d["tune_prob"]
+    _, config = open_model(Path(out) / model, cpu=True)
     prob = calibrate(config["calibration"], prob)
     return plot_thresholds(y, prob, np.array(config["thresholds"]), {"official": official_thresholds(y, prob)})
 
@@ -219,6 +229,7 @@ def write_report(
     out, folder, esc = Path(out), Path(folder), html.escape
     scores, where = read_scores(out), circumstances()
     folds = numbered(scores)
+    if folds.empty: raise ValueError(f"write_report: a study with a numbered fold is needed, {out} has left-out sources alone; their figures are in scores.csv")
     parts = [f"<h1>{esc(title)}</h1><p class='note'>{esc(note)}</p>",
              f"<p>{len(store)} recordings from {store.records['source'].nunique()} sources in {store.meta['n_folds']} folds; tested on {_named('fold', folds['fold'])}, trained with {_named('seed', scores['seed'])}. "
              "Weights from <b>train</b>, epoch, calibration and thresholds from <b>tune</b>, figures on <b>test</b>.</p>",
@@ -230,8 +241,8 @@ def write_report(
              "<h2>Training</h2>", _figure(plot_curves(out, folds), "A line per run, dashed where the encoder was pre-trained (its first epochs stand still); the dot marks the epoch with the best AUROC on tune."),
              "<h2>Classes</h2>", _figure(plot_classes(out, scores), "The number under a class is how many test recordings have it; bars are 95 % intervals over recordings.")]
     if (gates := plot_gates(store, out, scores)) is not None: parts += ["<h2>The gate</h2>", _figure(gates, "Weight of the signal against the spectrogram, by class: mean and middle half of the test recordings.")]
-    parts += ["<h2>Thresholds</h2>", _figure(_thresholds_picture(out, scores), "Challenge score on tune against the threshold of each class, the others at their chosen values."),
-              "<h2>Sources</h2>", _by_source(source_scores(store, out, scores), out), "<p class='note'>Test recordings of all folds together; the interval of 95 % is over patients where they are known, else recordings. All figures are in sources.csv.</p>"]
+    if (thresholds := _thresholds_picture(out, scores)) is not None: parts += ["<h2>Thresholds</h2>", _figure(thresholds, "Challenge score on tune against the threshold of each class, the others at their chosen values.")]
+    parts += ["<h2>Sources</h2>", _by_source(source_scores(store, out, scores), out), "<p class='note'>Test recordings of all folds together; the interval of 95 % is over patients where they are known, else recordings. All figures are in sources.csv.</p>"]
     if len(left := left_out(scores)): parts += ["<h3>Sources that were left out of training</h3>", _table(left, index=False)]
     parts += ["<h2>Recordings of the test fold</h2>", _examples(store, out, scores), "<h2>Data</h2>", _table(source_table(store.records).T),
               f"<h2>How this was made</h2><p class='note'>{esc('; '.join(f'{k}: {v}' for k, v in where.items()))}. Fine-tuning and fusion took {folds[folds['model'] != 'average']['seconds'].sum():.0f} s. "
@@ -291,9 +302,12 @@ def ecgmm_reproduce(
 ):
     "The whole study: pre-train, fine-tune, fuse, choose thresholds, judge by both protocols, and write the report."
     try:
-        words, (i, n) = lambda text: [w for w in text.split(",") if w], [int(v) for v in part.split("/")]
+        words = lambda text: [w for w in text.split(",") if w]
+        if not re.fullmatch(r"\d+/\d+", part): raise ValueError(f"a part such as 1/2 is needed, got {part!r}")
+        i, n = (int(v) for v in part.split("/"))
         settings, prepared = study_settings(size, epochs, pretrain_epochs, batch_size, lr), Store(store)
-        wanted = [as_fold(k) for k in words(folds)] + sorted(set(prepared.records["source"][prepared.records["labelled"] == 1])) * leave_out
+        wanted = [as_fold(k) for k in words(folds)]
+        wanted += [s for s in sorted(set(prepared.records["source"][prepared.records["labelled"] == 1])) if leave_out and s not in wanted]
         where = circumstances() | dict(settings=settings, store_folds=prepared.meta["fold_hash"], recordings=len(prepared))
         scores = study(prepared, out, wanted, words(models), words(arms), [int(k) for k in words(seeds)], [Store(s) for s in words(unlabelled)], settings, best_by, search, calibration, (i - 1, n), cpu=cpu)
         if n > 1: return print(f"part {part} is done; a call without --part gathers all parts")
@@ -312,8 +326,8 @@ def ecgmm_reproduce(
 def ecgmm_demo(
     out: str = "demo",             # folder for the simulated database, the store, the study and the report
     n: int = 400,                  # simulated recordings
-    epochs: int = 10,              # of fine-tuning and fusion
-    pretrain_epochs: int = 15,     # of pre-training with DINO
+    epochs: int = 8,               # of fine-tuning and fusion
+    pretrain_epochs: int = 12,     # of pre-training with DINO
     folds: str = "0,3",            # test folds
     seed: int = 0,                 # of the simulation and of the study
 ):

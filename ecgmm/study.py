@@ -17,11 +17,12 @@ import pandas as pd
 
 from .comparison import FIGURES, SETTINGS, finetune_stage, pretrain_stage, ranks
 from .data import ABBREVIATIONS
+from .finetune import CHOICES
 from .fusion import MODALITIES, fuse
 from .metrics import bootstrap_interval, challenge_score, macro, per_class, report
 from .pretrain import METHODS
 from .store import Store, as_fold
-from .thresholds import choose, decide, nested, optimistic
+from .thresholds import CALIBRATIONS, SEARCHES, choose, chosen_files, decide, nested, optimistic
 from .training import stage
 
 # %% ../nbs/55_study.ipynb #175ed35b
@@ -76,7 +77,7 @@ def judge_stage(
 ) -> tuple:                # a folder with `decisions.npz`, and {"nested": ..., "paper": ...}: the reports on test
     "Calibration and thresholds from tune, figures on test; beside it the paper's protocol, everything chosen on test by the paper's search. A single run's model folder gets what was chosen."
     def make(folder):
-        held = [dict(np.load(r / _predictions(r, best_by), allow_pickle=False)) for r in runs]
+        held = [dict(np.load(chosen_files(r, best_by)[1], allow_pickle=False)) for r in runs]
         mean = lambda key: np.mean([h[key] for h in held], axis=0)
         if any(not np.array_equal(h["test_rows"], held[0]["test_rows"]) for h in held): raise ValueError(f"judge_stage: runs on the same recordings are needed, got {', '.join(r.name for r in runs)}")
         tune, test = ((held[0][f"{role}_y"], mean(f"{role}_prob")) for role in ("tune", "test"))
@@ -90,13 +91,11 @@ def judge_stage(
         nothing = dict(test=dict.fromkeys(METRICS), interval=dict(low=None, high=None), searches={})
         return {name: {k: t[k] for k in ("test", "interval", "searches")} for name, t in (dict(paper=nothing) | told).items()}
     wanted = dict(stage="judge", runs=[r.name for r in runs], best_by=best_by, search=search, calibration=calibration)
-    return stage(out, f"judge-{model}-{arm}-fold{fold}-seed{seed}", wanted, make)
-
-
-def _predictions(run, best_by):
-    "The file of the epoch that was best by a figure."
-    other = f"predictions-{best_by}.npz"
-    return other if (run / other).is_file() else "predictions.npz"
+    done = stage(out, f"judge-{model}-{arm}-fold{fold}-seed{seed}", wanted, make)
+    if len(runs) == 1:                                                             # the model folder is one for all searches: it says what was asked for last
+        config = json.loads((chosen_files(runs[0], best_by)[0] / "config.json").read_text())
+        if (config.get("choice", {}).get("search"), config.get("calibration", {}).get("kind")) != (search, calibration): choose(runs[0], best_by, "nested", search, calibration)
+    return done
 
 # %% ../nbs/55_study.ipynb #65884365
 def study(
@@ -114,10 +113,14 @@ def study(
     part=(0, 1),                         # (i, n): only each n-th pair of fold and seed, so that n processes can share the work
     progress: bool = True,               # a line per run
     cpu: bool = False,                   # leave an accelerator alone
-) -> pd.DataFrame:                       # a row per model, arm, fold and seed: the seven figures on test, and with "paper_" before them those of the paper's protocol
+) -> pd.DataFrame:                       # a row per model, arm, fold and seed: the seven figures on test, with "paper_" before them those of the paper's protocol, and where the runs, the judgement and the chosen model with its predictions are
     "Train and judge every combination that is not done yet."
     out, rows, settings = Path(out), [], copy.deepcopy(settings or REAL)
     if wrong := [m for m in models if m not in MODELS] + [a for a in arms if a not in ("scratch", *METHODS)]: raise ValueError(f"study: models among {', '.join(MODELS)} and arms among scratch, {', '.join(METHODS)} are needed, got {wrong[0]!r}")
+    for what, given in dict(folds=folds, models=models, arms=arms, seeds=seeds).items():
+        if len(given) == 0 or len(set(given)) < len(given): raise ValueError(f"study: {what}, each once, are needed, got {list(given)}")
+    if search not in SEARCHES or calibration not in CALIBRATIONS or best_by not in CHOICES:      # said before hours of work
+        raise ValueError(f"study: a search among {', '.join(SEARCHES)}, a calibration among {', '.join(CALIBRATIONS)} and best_by among {', '.join(CHOICES)} are needed, got {search!r}, {calibration!r} and {best_by!r}")
     if not 0 <= part[0] < part[1]: raise ValueError(f"study: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
     for fold in folds: store.split(fold)                                           # a wrong fold is said before hours of work
     for told in settings.values(): told["finetune"] = told["finetune"] | dict(paper=True)
@@ -129,7 +132,8 @@ def study(
                 runs, seconds = _runs(out, store, unlabelled, model, arm, fold, seed, settings, cpu)
                 folder, told = judge_stage(out, model, arm, runs, fold, seed, best_by, search, calibration)
                 named = {f"{'paper_' * (p == 'paper')}{m}": told[p]["test"][m] for p in ("nested", "paper") for m in METRICS}
-                rows.append(dict(model=model, arm=arm, fold=fold, seed=seed, **named, low=told["nested"]["interval"]["low"], high=told["nested"]["interval"]["high"], seconds=seconds, runs=" ".join(r.name for r in runs), judged=folder.name))
+                rows.append(dict(model=model, arm=arm, fold=fold, seed=seed, **named, low=told["nested"]["interval"]["low"], high=told["nested"]["interval"]["high"], seconds=seconds, runs=" ".join(r.name for r in runs), judged=folder.name,
+                                 chosen=" ".join("/".join((r.name, f.name)) for r in runs for f in chosen_files(r, best_by))))
     table = pd.DataFrame(rows)
     table = table.astype({c: float for c in table.columns if c.removeprefix("paper_") in METRICS})
     if part == (0, 1): table.to_csv(out / "scores.csv", index=False)
@@ -266,6 +270,7 @@ def as_comparison(
 ) -> tuple:                 # rows, ranks and labels in the form of `save_comparison`
     "A study's (calibrated) answers as ranks, for paired intervals of AUROC and average precision."
     t, all_ranks, ys, figures = numbered(scores), [], {}, []
+    if t.empty: raise ValueError("as_comparison: numbered folds are needed, got left-out sources alone")
     for r in t.itertuples():
         with np.load(Path(out) / r.judged / "decisions.npz", allow_pickle=False) as d: y, prob = d["y"], d["nested_prob"]
         ys[r.fold] = y
@@ -274,4 +279,4 @@ def as_comparison(
         figures.append({f"{m}_3": macro(c[m], c["positives"], 3) for m in FIGURES} | dict(classes_3=int((c["positives"] >= 3).sum())))
     longest = max(map(len, all_ranks))
     padded = np.stack([np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in all_ranks]).astype(np.int16)
-    return pd.concat([t.drop(columns=["runs", "judged"]).reset_index(drop=True), pd.DataFrame(figures)], axis=1), padded, ys
+    return pd.concat([t.drop(columns=["runs", "judged", "chosen"]).reset_index(drop=True), pd.DataFrame(figures)], axis=1), padded, ys

@@ -335,6 +335,7 @@ def stage(
     make=None,       # `make(folder) -> dict`: does it, and may leave files in the folder; None only looks
 ) -> tuple:          # its folder, which ends with a checksum of what went into it, and the result; None where it is not done and nobody is to do it
     "Do a stage of a study once: another option is another folder, the same is read, and one that was cut short is begun again in its own folder."
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError(f"stage: one process is needed, got {os.environ['WORLD_SIZE']}: several share a study by its `part`")
     wanted = plain(wanted) | {"ecgmm": __version__}
     folder = Path(out) / f"{name}-{hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=5).hexdigest()}"
     try: done = json.loads((folder / "stage.json").read_text())

@@ -14,6 +14,8 @@ from test_commands import BIN, run
 from test_two_processes import launcher
 
 from ecgmm.models import Backbone, load_model
+from ecgmm.pretrain import allowed_rows
+from ecgmm.store import Store
 
 SMALL = ["--modality", "spectrogram", "--encoder", "se_resnet_small", "--cpu"]
 
@@ -94,3 +96,19 @@ def test_a_comparison_in_two_parts(stores, tmp_path):
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "comparison").rglob("model.safetensors")}
     assert "test fold" not in run("ecgmm_compare", *study, cwd=tmp_path)               # all is done: nothing is named
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "comparison").rglob("model.safetensors")} == made
+
+
+def test_a_left_out_source_is_left_out_everywhere(stores, tmp_path):
+    "Leave-one-source-out: the source's recordings in a further store are not seen either, and a backbone that saw them is refused."
+    store, other = Store(stores / "store"), Store(stores / "other")
+    assert (other.records["source"] == "georgia").any()
+    mine, theirs = allowed_rows(store, "georgia", [other])
+    for s, rows in ((store, mine), (other, theirs)): assert len(rows) and "georgia" not in set(s.records["source"].iloc[rows])
+    options = ["--store", stores / "store", "--method", "byol", *SMALL, "--epochs", 1, "--batch_size", 32, "--probe_every", 0]
+    run("ecgmm_pretrain", "--out", "clean", "--fold", "georgia", "--unlabelled", stores / "other", *options, cwd=tmp_path)
+    run("ecgmm_finetune", "--store", stores / "store", "--out", "tuned", "--fold", "georgia", "--pretrained", "clean", *SMALL, "--modality", "spectrogram", "--epochs", 1, cwd=tmp_path)
+    seen = pd.read_csv(tmp_path / "clean" / "seen.csv")
+    assert "georgia" not in set(seen["source"])
+    seen.loc[0, "source"] = "georgia"
+    seen.to_csv(tmp_path / "clean" / "seen.csv", index=False)
+    assert "held out here" in run("ecgmm_finetune", "--store", stores / "store", "--out", "again", "--fold", "georgia", "--pretrained", "clean", *SMALL, "--epochs", 1, cwd=tmp_path, fails=True)
