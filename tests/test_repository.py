@@ -188,7 +188,8 @@ def test_imports_go_downwards():
     floors = floor_of(NOTEBOOKS)
     assert set(floors) == set(MODULES)
     assert not [line for path in NOTEBOOKS for line in upward_imports(path, floors)]
-    assert len({p.name[:2] for p in NOTEBOOKS}) == len(NOTEBOOKS), "two notebooks on one floor"
+    above = [p.name[:2] for p in NOTEBOOKS if p.name[:2] != "00"]         # on the ground floor, where nothing of ours can be imported, there are two
+    assert len(set(above)) == len(above), "two notebooks on one floor"
 
 
 @pytest.mark.parametrize("line", ["from ecgmm.models import x", "import ecgmm.models as m", "from ecgmm import models", "def f():\n    from ecgmm.data import x, y\n    import ecgmm.models",
