@@ -177,7 +177,7 @@ def optimism(
     groups = numbered(scores).groupby(["model", "arm"], sort=False)
     return pd.DataFrame({key: {m: (g[f"paper_{m}"] - g[m]).mean() for m in METRICS} for key, g in groups}).T
 
-# %% ../nbs/55_study.ipynb #5e345c88
+# %% ../nbs/55_study.ipynb #7088d948
 def pooled(
     out,                        # folder of a study
     scores: pd.DataFrame,       # what `study` returned
@@ -196,7 +196,7 @@ def pooled(
             parts.append({"rows": d["rows"], "y": d["y"]} | {k: d[f"{protocol}_{k}"] for k in ("prob", "decided")})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
-
+# %% ../nbs/55_study.ipynb #348bb6ed
 def source_scores(
     store: Store,               # the prepared database of the study
     out,                        # its folder
@@ -216,7 +216,7 @@ def source_scores(
             rows.append(dict(model=model, arm=arm, source=name, recordings=len(at), **report(y, prob, decided), low=low, high=high))
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/55_study.ipynb #8ce55af9
 def class_scores(
     out,                        # folder of a study
     scores: pd.DataFrame,       # what `study` returned
@@ -238,7 +238,7 @@ def class_scores(
         rows[name] = row
     return pd.DataFrame(rows).T
 
-
+# %% ../nbs/55_study.ipynb #30c7cab0
 def left_out(
     scores: pd.DataFrame,   # what `study` returned
 ) -> pd.DataFrame:          # a row per model, arm and left-out source: the seven figures, means over seeds
@@ -246,7 +246,7 @@ def left_out(
     t = scores[[isinstance(k, str) for k in scores["fold"]]]
     return t.groupby(["model", "arm", "fold"], sort=False)[list(METRICS)].mean().reset_index().rename(columns={"fold": "source"})
 
-
+# %% ../nbs/55_study.ipynb #39d33628
 def search_scores(
     out,                    # folder of a study
     scores: pd.DataFrame,   # what `study` returned
@@ -258,12 +258,12 @@ def search_scores(
         rows += [dict(model=r.model, arm=r.arm, fold=r.fold, seed=r.seed, search=s, **{k: np.nan if v is None else v for k, v in by.items()}, optimistic=told["paper"]["searches"].get(s, {}).get("test")) for s, by in told["nested"]["searches"].items()]
     return pd.DataFrame(rows).astype({"optimistic": float})
 
-
+# %% ../nbs/55_study.ipynb #2756b13b
 def published() -> pd.DataFrame:   # a row per result: who, protocol, the paper's columns, source
     "The numbers to beat, each with its protocol and where it stands."
     return pd.read_csv(_TABLES / "published.csv")
 
-
+# %% ../nbs/55_study.ipynb #4b2b1edc
 def as_comparison(
     out,                    # folder of a study
     scores: pd.DataFrame,   # what `study` returned
