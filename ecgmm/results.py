@@ -155,7 +155,7 @@ def plot_gates(
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;color:#1a1a2e}
 h1{margin-bottom:.2rem}h2{margin-top:2.4rem;border-bottom:1px solid #ddd}img{max-width:100%}figure{margin:1rem 0}
 table{border-collapse:collapse;font-size:.8rem;margin:.6rem 0}td,th{padding:.25rem .5rem;border-bottom:1px solid #e4e4ec;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}.note{color:#555;font-size:.9rem}.scroll{overflow-x:auto}.prose td{white-space:normal;min-width:3rem;text-align:left}"""
+th:first-child,td:first-child{text-align:left}.note{color:#555;font-size:.9rem}.scroll{overflow-x:auto}.prose td{white-space:normal;min-width:3rem;text-align:left}.prose td:nth-child(2){min-width:17rem}"""
 
 
 def _figure(fig, text=""):
