@@ -100,7 +100,7 @@ def judge_stage(
 # %% ../nbs/55_study.ipynb #65884365
 def study(
     store: Store,                        # a prepared database
-    out,                                 # folder for all stages, `scores.csv` and `decisions`; a stopped study continues here
+    out,                                 # folder for all stages and `scores.csv`, the table of the latest call; a stopped study continues here
     folds=(0,),                          # test folds, numbers or names of sources to leave out
     models=MODELS,                       # which, see `MODELS`
     arms=("scratch", "dino"),            # "scratch" and methods of pre-training
