@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .command import EcgmmError
 from .models import mlp
 from .probes import embedding_spread
 from .spectrogram import FrontEnd
@@ -24,7 +25,7 @@ def byol_loss(
     target: torch.Tensor,      # (B, D) what the target network makes of the *other* view; no gradient passes
 ) -> torch.Tensor:             # scalar between 0 and 4
     "The mean squared distance between the two directions: 2 - 2 cos."
-    if predicted.shape != target.shape or predicted.ndim != 2: raise ValueError(f"byol_loss: two (B, D) of one shape are needed, got {tuple(predicted.shape)} and {tuple(target.shape)}")
+    if predicted.shape != target.shape or predicted.ndim != 2: raise EcgmmError(f"byol_loss: two (B, D) of one shape are needed, got {tuple(predicted.shape)} and {tuple(target.shape)}")
     return 2 - 2 * functional.cosine_similarity(predicted.float(), target.detach().float(), dim=1).mean()
 
 # %% ../nbs/21_byol.ipynb #c92bc2aa
@@ -40,10 +41,10 @@ class BYOL(nn.Module):
         momentum: float = 0.99,      # of the target at the first step, 1 at the last (BYOL's paper: 0.996 over long runs; the paper's code: 0.9 throughout)
     ):
         super().__init__()
-        if not 0 <= momentum <= 1: raise ValueError(f"BYOL: a momentum from 0 to 1 is needed, got {momentum}")
+        if not 0 <= momentum <= 1: raise EcgmmError(f"BYOL: a momentum from 0 to 1 is needed, got {momentum}")
         self.front, self.momentum = front, momentum
         self.groups = recipe("pair", front.modality) if groups is None else groups
-        if [g.n for g in self.groups] != [2]: raise ValueError(f"BYOL: one group of two views is needed, got groups of {[g.n for g in self.groups]}")
+        if [g.n for g in self.groups] != [2]: raise EcgmmError(f"BYOL: one group of two views is needed, got groups of {[g.n for g in self.groups]}")
         self.encoder, self.projector = encoder, mlp(encoder.n_out, hidden, dim, norm=True)
         self.predictor = mlp(dim, hidden, dim, norm=True)
         self.target = nn.ModuleDict({"encoder": copy.deepcopy(self.encoder), "projector": copy.deepcopy(self.projector)}).requires_grad_(False)

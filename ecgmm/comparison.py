@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from .command import command
+from .command import EcgmmError, command
 from .data import ABBREVIATIONS
 from .finetune import finetune, probe, random_backbone
 from .metrics import macro, per_class
@@ -64,7 +64,7 @@ def draws(
 ) -> np.ndarray:              # (M,) the macro mean over classes, then the mean over runs
     "A figure of one arm on one fold, for every draw; an error if no class has enough positives."
     kept = np.flatnonzero((y.sum(0) >= least) & (y.sum(0) < len(y)))
-    if len(kept) == 0: raise ValueError(f"draws: a class with at least {least} positive recordings is needed, there is none among {len(y)}")
+    if len(kept) == 0: raise EcgmmError(f"draws: a class with at least {least} positive recordings is needed, there is none among {len(y)}")
     return np.mean([np.nanmean([FIGURES[figure](y[:, k], p[:, k], weight) for k in kept], axis=0) for p in probs], axis=0)
 
 # %% ../nbs/31_comparison.ipynb #1ad51cb3
@@ -182,10 +182,10 @@ def compare(
 ) -> tuple:                                   # a row per answer (data frame), ranks (rows, N, 24) padded with -1, fold -> labels (N, 24)
     "Run every arm on every fold with every seed, or read what has been run, and gather the answers on the test recordings."
     out, rows, all_ranks, made_from = Path(out), [], [], [s.meta["made_from"] for s in (store, *unlabelled)]
-    if wrong := [a for a in arms if a not in ARMS] + [m for m in modalities if m not in (settings or SETTINGS)]: raise ValueError(f"compare: arms among {', '.join(ARMS)} and modalities with settings are needed, got {wrong[0]!r}")
+    if wrong := [a for a in arms if a not in ARMS] + [m for m in modalities if m not in (settings or SETTINGS)]: raise EcgmmError(f"compare: arms among {', '.join(ARMS)} and modalities with settings are needed, got {wrong[0]!r}")
     for what, given in dict(arms=arms, modalities=modalities, folds=folds, seeds=seeds, fractions=fractions).items():
-        if len(given) == 0 or len(set(given)) < len(given): raise ValueError(f"compare: {what}, each once, are needed, got {list(given)}")
-    if not 0 <= part[0] < part[1]: raise ValueError(f"compare: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
+        if len(given) == 0 or len(set(given)) < len(given): raise EcgmmError(f"compare: {what}, each once, are needed, got {list(given)}")
+    if not 0 <= part[0] < part[1]: raise EcgmmError(f"compare: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
     jobs = [(s, k, m, a) for s in seeds for k in folds for m in modalities for a in arms]
     for job, (seed, fold, modality, arm) in enumerate(jobs):
         told = (settings or SETTINGS)[modality]
@@ -223,7 +223,7 @@ def results_file(
 ) -> Path:                  # where it is
     "Raw results that are kept beside the code."
     file = next((p / "results" / name for p in (Path.cwd(), *Path.cwd().parents) if (p / "results" / name).is_file()), None)
-    if file is None: raise ValueError(f"results_file: no results/{name} here or above {Path.cwd()}")
+    if file is None: raise EcgmmError(f"results_file: no results/{name} here or above {Path.cwd()}")
     return file
 
 
@@ -234,7 +234,7 @@ def read_comparison(
     scores = pd.read_csv(f"{name}.csv")
     with np.load(f"{name}.npz", allow_pickle=False) as saved: held = dict(saved)
     rank = held.pop("ranks")
-    if rank.ndim != 3 or len(rank) != len(scores): raise ValueError(f"read_comparison: {name}.npz with ranks of the {len(scores)} rows of {name}.csv is needed, got {rank.shape}")
+    if rank.ndim != 3 or len(rank) != len(scores): raise EcgmmError(f"read_comparison: {name}.npz with ranks of the {len(scores)} rows of {name}.csv is needed, got {rank.shape}")
     return scores, rank, {int(k[1:]): y for k, y in held.items()}
 
 # %% ../nbs/31_comparison.ipynb #70a027f1
@@ -303,20 +303,17 @@ def ecgmm_compare(
     cpu: bool = False,                             # leave an accelerator alone
 ):
     "Compare training from scratch, a frozen random encoder and pre-training, over folds, seeds and numbers of labels. A stopped study continues where it was."
-    try:
-        words, (i, n) = lambda text: [w for w in text.split(",") if w], [int(v) for v in part.split("/")]
-        settings = copy.deepcopy(SETTINGS)
-        for told in settings.values():
-            if epochs is not None: told["pretrain"]["epochs"] = epochs
-            if tune_epochs is not None: told["finetune"]["epochs"] = tune_epochs
-        prepared, others = Store(store), [Store(s) for s in words(unlabelled)]
-        told = compare(prepared, out, others, words(arms), words(modalities), [int(k) for k in words(folds)], [int(k) for k in words(seeds)], [float(f) for f in words(fractions)], settings, (i - 1, n), cpu=cpu)
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_compare: {e}")
+    words, (i, n) = lambda text: [w for w in text.split(",") if w], [int(v) for v in part.split("/")]
+    settings = copy.deepcopy(SETTINGS)
+    for told in settings.values():
+        if epochs is not None: told["pretrain"]["epochs"] = epochs
+        if tune_epochs is not None: told["finetune"]["epochs"] = tune_epochs
+    prepared, others = Store(store), [Store(s) for s in words(unlabelled)]
+    told = compare(prepared, out, others, words(arms), words(modalities), [int(k) for k in words(folds)], [int(k) for k in words(seeds)], [float(f) for f in words(fractions)], settings, (i - 1, n), cpu=cpu)
     runs, wanted = len(told[0][["modality", "arm", "fold", "seed"]].drop_duplicates()) if len(told[0]) else 0, len(words(arms)) * len(words(modalities)) * len(words(folds)) * len(words(seeds))
     if runs < wanted: return print(f"{runs} of {wanted} runs are done, the others belong to other parts; call again when all are")
     save_comparison(Path(out) / "scores", *told)
-    try: table = differences(*told)
-    except ValueError as e: raise SystemExit(f"ecgmm_compare: {e}; the raw results are in {Path(out) / 'scores.csv'}")
+    table = differences(*told)
     table.to_csv(Path(out) / "table.csv", index=False)
     if "difference" in table: plot_differences(table).savefig(Path(out) / "figure.png", dpi=110, bbox_inches="tight")
     print(table.round(3).to_string(index=False))

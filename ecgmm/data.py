@@ -22,6 +22,8 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from scipy.signal import firwin
 
+from .command import EcgmmError
+
 # %% ../nbs/00_data.ipynb #69e5581e
 FS = 100  # Hz: the sampling rate of the paper's models (its code resamples every record to 100 Hz)
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")  # the standard order of the twelve leads
@@ -85,7 +87,7 @@ def challenge_weights() -> np.ndarray:  # (24, 24) float64, symmetric, between 0
     table = pd.read_csv(_TABLES / "weights.csv", index_col=0, dtype=str)
     codes = [c.code for c in CLASSES]
     if list(table.index) != codes or list(table.columns) != codes:
-        raise ValueError(f"challenge_weights: {_TABLES / 'weights.csv'} is not in the order of CLASSES")
+        raise EcgmmError(f"challenge_weights: {_TABLES / 'weights.csv'} is not in the order of CLASSES")
     w = table.to_numpy(dtype=float)
     w.flags.writeable = False
     return w
@@ -116,16 +118,16 @@ _TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}  # unit, in
 
 def _parse_header(path):
     "The record line as a dict, the signal lines as a list of dicts, the comments as a list of (key, value)."
-    if path.stat().st_size > 1 << 20: raise ValueError(f"{path}: the header is larger than 1 MiB: not a WFDB header")
+    if path.stat().st_size > 1 << 20: raise EcgmmError(f"{path}: the header is larger than 1 MiB: not a WFDB header")
     lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     comments = [tuple(part.strip() for part in line.lstrip("# \t").partition(":")[::2]) for line in lines if line.startswith("#")]
     lines = [line for line in lines if line and not line.startswith("#")]
-    if any(len(line) > 1000 for line in lines): raise ValueError(f"{path}: a line of more than 1000 characters: not a WFDB header")
+    if any(len(line) > 1000 for line in lines): raise EcgmmError(f"{path}: a line of more than 1000 characters: not a WFDB header")
     record = _RECORD_LINE.match(lines[0]) if lines else None
-    if not record: raise ValueError(f"{path}: the first line must be 'name signals rate length', got {lines[0][:60] if lines else 'nothing'!r}")
+    if not record: raise EcgmmError(f"{path}: the first line must be 'name signals rate length', got {lines[0][:60] if lines else 'nothing'!r}")
     signals = [_SIGNAL_LINE.match(line) for line in lines[1:]]
-    if None in signals: raise ValueError(f"{path}: signal line {signals.index(None) + 1} is not in WFDB's form: {lines[1 + signals.index(None)][:60]!r}")
-    if len(signals) != int(record["n_sig"]): raise ValueError(f"{path}: {record['n_sig']} signals announced, {len(signals)} signal lines found")
+    if None in signals: raise EcgmmError(f"{path}: signal line {signals.index(None) + 1} is not in WFDB's form: {lines[1 + signals.index(None)][:60]!r}")
+    if len(signals) != int(record["n_sig"]): raise EcgmmError(f"{path}: {record['n_sig']} signals announced, {len(signals)} signal lines found")
     return record.groupdict(), [s.groupdict() for s in signals], comments
 
 # %% ../nbs/00_data.ipynb #8c220bbc
@@ -139,26 +141,26 @@ def _read_samples(path, record, signals):
     files = {s["file"] for s in signals}
     for name in files:
         if name != Path(name).name or "\\" in name or name in ("..", "."):
-            raise ValueError(f"{path}: the header points outside its folder: {name!r}")
+            raise EcgmmError(f"{path}: the header points outside its folder: {name!r}")
     plain = len(files) == 1 and all(s["fmt"] == "16" and s["spf"] in (None, "1") and not int(s["skew"] or 0) for s in signals)
     if plain:
         file, offset = path.parent / signals[0]["file"], int(signals[0]["offset"] or 0)
-        if not file.is_file(): raise ValueError(f"{path}: its signal file {file.name} is missing")
+        if not file.is_file(): raise EcgmmError(f"{path}: its signal file {file.name} is missing")
         found = file.stat().st_size
         n = int(record["n"] or (found - offset) // (2 * n_sig))           # the length may be left to the file
         needed = offset + 2 * n * n_sig
-        if found < needed: raise ValueError(f"{path}: {file.name} is truncated: {needed} bytes needed for {n} samples of {n_sig} leads, {found} found")
-        if found >= needed + 2 * n_sig: raise ValueError(f"{path}: {file.name} holds more than the {n} samples that the header announces: {found} bytes, {needed} needed")
+        if found < needed: raise EcgmmError(f"{path}: {file.name} is truncated: {needed} bytes needed for {n} samples of {n_sig} leads, {found} found")
+        if found >= needed + 2 * n_sig: raise EcgmmError(f"{path}: {file.name} holds more than the {n} samples that the header announces: {found} bytes, {needed} needed")
         raw = np.fromfile(file, "<i2", count=n * n_sig, offset=offset).reshape(n, n_sig)
     else:
         try: raw = wfdb.rdrecord(str(path.with_suffix("")), physical=False).d_signal
-        except Exception as e: raise ValueError(f"{path}: WFDB cannot read its signal file: {type(e).__name__}: {e}") from e
-    if len(raw) == 0: raise ValueError(f"{path}: the record has no samples")
+        except Exception as e: raise EcgmmError(f"{path}: WFDB cannot read its signal file: {type(e).__name__}: {e}") from e
+    if len(raw) == 0: raise EcgmmError(f"{path}: the record has no samples")
     for k, s in enumerate(signals):
-        if s["first"] is not None and raw[0, k] != int(s["first"]): raise ValueError(f"{path}: lead {s['lead']} starts with {raw[0, k]}, the header says {s['first']}")
+        if s["first"] is not None and raw[0, k] != int(s["first"]): raise EcgmmError(f"{path}: lead {s['lead']} starts with {raw[0, k]}, the header says {s['first']}")
     sums = raw.sum(axis=0, dtype=np.int64)
     for total, s in zip(sums, signals):
-        if s["checksum"] is not None and (total - int(s["checksum"])) % 65536: raise ValueError(f"{path}: the checksum of lead {s['lead']} does not fit its samples")
+        if s["checksum"] is not None and (total - int(s["checksum"])) % 65536: raise EcgmmError(f"{path}: the checksum of lead {s['lead']} does not fit its samples")
     samples = np.ascontiguousarray(raw.T, dtype=np.float32)
     invalid = np.array([_INVALID if s["fmt"] not in _BITS else -(1 << (_BITS[s["fmt"]] - 1)) for s in signals])
     if (raw.min(axis=0) == invalid).any(): samples[raw.T == invalid[:, None]] = np.nan
@@ -176,13 +178,13 @@ def standard_leads(
     "The twelve leads in the standard order; `ValueError` says which one is missing, unknown or doubled."
     known = {lead.lower(): lead for lead in LEADS}
     found = [known.get(str(n).strip().lower(), None) for n in names]
-    if None in found: raise ValueError(f"unknown lead {names[found.index(None)]!r}, the twelve are {', '.join(LEADS)}")
-    if len(set(found)) < len(found): raise ValueError(f"a lead is given twice: {', '.join(map(str, names))}")
+    if None in found: raise EcgmmError(f"unknown lead {names[found.index(None)]!r}, the twelve are {', '.join(LEADS)}")
+    if len(set(found)) < len(found): raise EcgmmError(f"a lead is given twice: {', '.join(map(str, names))}")
     missing = [lead for lead in LEADS if lead not in found]
     if not missing: return x if found == list(LEADS) else x[[found.index(lead) for lead in LEADS]]
     limb = [lead for lead in found if lead in _LIMB][:2]
     lost = missing if not derive or len(limb) < 2 else [lead for lead in missing if lead not in _LIMB]
-    if lost: raise ValueError(f"{'lead' if len(lost) == 1 else 'leads'} {', '.join(lost)} missing")
+    if lost: raise EcgmmError(f"{'lead' if len(lost) == 1 else 'leads'} {', '.join(lost)} missing")
     base = np.linalg.solve([_LIMB[lead] for lead in limb], np.stack([x[found.index(lead)] for lead in limb]).astype(np.float64))
     rows = [x[found.index(lead)] if lead in found else np.asarray(_LIMB[lead]) @ base for lead in LEADS]
     return np.stack(rows).astype(x.dtype)
@@ -215,25 +217,25 @@ def read_record(
 ) -> Record:
     "Read one 12-lead WFDB record; every `ValueError` names the file and what was needed."
     path = Path(path) if str(path).endswith(".hea") else Path(f"{path}.hea")
-    if not path.is_file(): raise ValueError(f"{path}: no such header file")
+    if not path.is_file(): raise EcgmmError(f"{path}: no such header file")
     try: record, signals, comments = _parse_header(path)
-    except OSError as e: raise ValueError(f"{path}: cannot be read: {e.strerror}") from e
+    except OSError as e: raise EcgmmError(f"{path}: cannot be read: {e.strerror}") from e
     fs = float(record["fs"])
-    if not 1 <= fs <= 100_000: raise ValueError(f"{path}: a sampling rate between 1 and 100,000 Hz is needed, got {record['fs']}")
-    if record["n"] is not None and int(record["n"]) == 0: raise ValueError(f"{path}: the record has no samples")
+    if not 1 <= fs <= 100_000: raise EcgmmError(f"{path}: a sampling rate between 1 and 100,000 Hz is needed, got {record['fs']}")
+    if record["n"] is not None and int(record["n"]) == 0: raise EcgmmError(f"{path}: the record has no samples")
     scale = []
     for s in signals:
-        if s["gain"] is None or s["lead"] is None: raise ValueError(f"{path}: gain and name are needed for each lead, one of {s['file']}'s lines has none")
+        if s["gain"] is None or s["lead"] is None: raise EcgmmError(f"{path}: gain and name are needed for each lead, one of {s['file']}'s lines has none")
         unit, gain = s["unit"] or "mV", float(s["gain"])
-        if unit.lower() not in _TO_MV: raise ValueError(f"{path}: lead {s['lead']} is in {unit!r}, a voltage is needed (mV, uV or V)")
-        if not (np.isfinite(gain) and gain > 0): raise ValueError(f"{path}: the gain of lead {s['lead']} is {s['gain']}, a positive number of units per mV is needed")
+        if unit.lower() not in _TO_MV: raise EcgmmError(f"{path}: lead {s['lead']} is in {unit!r}, a voltage is needed (mV, uV or V)")
+        if not (np.isfinite(gain) and gain > 0): raise EcgmmError(f"{path}: the gain of lead {s['lead']} is {s['gain']}, a positive number of units per mV is needed")
         scale.append(_TO_MV[unit.lower()] / gain)
     try: samples = _read_samples(path, record, signals)
-    except OSError as e: raise ValueError(f"{path}: its signal file cannot be read: {e.strerror or e}") from e
+    except OSError as e: raise EcgmmError(f"{path}: its signal file cannot be read: {e.strerror or e}") from e
     zero = np.array([int(s["baseline"] or s["zero"] or 0) for s in signals], np.float32)
     x = (samples - zero[:, None]) * np.array(scale, np.float32)[:, None]
     try: x = standard_leads(x, [s["lead"] for s in signals], derive)
-    except ValueError as e: raise ValueError(f"{path}: {e}") from e
+    except ValueError as e: raise EcgmmError(f"{path}: {e}") from e
     said = {key.strip().lower(): value for key, value in comments}
     codes = tuple(dict.fromkeys("_".join(c.split()) for key, value in comments if key.strip().lower() == "dx" for c in re.split("[,;]", value) if c.strip().lower() not in ("", "unknown", "nan", "none")))
     return Record(record["name"], x, fs, _age(said.get("age", "")), _SEX.get(said.get("sex", "").lower(), ""), codes)
@@ -246,8 +248,8 @@ def write_record(
     "Write a record as the Challenge 2020 does: 16-bit samples at 1000 units/mV in a MATLAB v4 file, and a WFDB header."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not re.fullmatch(r"[\w.-]+", record.name): raise ValueError(f"write_record: a name of letters, digits, '.', '_' or '-' is needed, got {record.name!r}")
-    if record.x.shape[0] != 12: raise ValueError(f"write_record: twelve leads are needed, got {record.x.shape}")
+    if not re.fullmatch(r"[\w.-]+", record.name): raise EcgmmError(f"write_record: a name of letters, digits, '.', '_' or '-' is needed, got {record.name!r}")
+    if record.x.shape[0] != 12: raise EcgmmError(f"write_record: twelve leads are needed, got {record.x.shape}")
     adc = np.clip(np.round(np.nan_to_num(record.x) * 1000), -32767, 32767).astype("<i2")
     adc[np.isnan(record.x)] = _INVALID
     mat = np.array([30, *adc.shape, 0, 4], "<i4").tobytes() + b"val\0" + adc.T.tobytes()   # MATLAB v4: 30 is little-endian int16
@@ -279,7 +281,7 @@ def resample(
     to: float = FS,   # the wanted rate, Hz
 ) -> np.ndarray:      # (..., ceil(T * to / fs)) samples, float32
     "Change the sampling rate of each lead by an anti-aliased polyphase filter without phase shift."
-    if not (fs > 0 and to > 0): raise ValueError(f"resample: two positive rates are needed, got {fs} and {to} Hz")
+    if not (fs > 0 and to > 0): raise EcgmmError(f"resample: two positive rates are needed, got {fs} and {to} Hz")
     x = np.asarray(x, dtype=np.float32)
     up, down = Fraction(to / fs).limit_denominator(2000).as_integer_ratio()
     if up == down or x.shape[-1] < 2: return x
@@ -307,7 +309,7 @@ def plot_ecg(
 ):                    # the matplotlib axes
     "Twelve leads on ECG paper (25 mm/s, 10 mm/mV): three rows of four leads, and lead II along the bottom."
     x = np.asarray(x, dtype=float)
-    if x.ndim != 2 or len(x) != 12: raise ValueError(f"plot_ecg: (12, T) in mV is needed, got {x.shape}")
+    if x.ndim != 2 or len(x) != 12: raise EcgmmError(f"plot_ecg: (12, T) in mV is needed, got {x.shape}")
     seconds = min(x.shape[1] / fs, 10)
     part = min(seconds / 4, 2.5) if seconds > 4 else seconds        # a short window is shown whole in each column
     width = 4 * part

@@ -14,6 +14,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional
 
+from .command import EcgmmError
 from .models import mlp
 from .probes import embedding_spread
 from .spectrogram import FrontEnd
@@ -73,7 +74,7 @@ def dino_loss(
 ) -> torch.Tensor:                 # scalar, nat: the mean over all pairs of different views
     "Cross-entropy of the student's distribution on one view with the teacher's on another."
     if not (student.ndim == teacher.ndim == 3 and student.shape[1:] == teacher.shape[1:] and 1 <= len(teacher) <= len(student) >= 2):
-        raise ValueError(f"dino_loss: (V, B, K) and (G, B, K) with V >= G and at least two views are needed, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+        raise EcgmmError(f"dino_loss: (V, B, K) and (G, B, K) with V >= G and at least two views are needed, got {tuple(student.shape)} and {tuple(teacher.shape)}")
     told = ((teacher.detach().float() - centre) / teacher_temp).softmax(-1)
     said = (student.float() / student_temp).log_softmax(-1)
     with torch.autocast(student.device.type, enabled=False):
@@ -115,11 +116,11 @@ class DINO(nn.Module):
         self.front, self.student_temp, self.teacher_temp, self.temp_warmup = front, student_temp, teacher_temp, temp_warmup
         self.momentum, self.centre_momentum, self.decay, self.freeze_prototypes = momentum, centre_momentum, decay, freeze_prototypes
         self.groups = recipe("multicrop", front.modality) if groups is None else groups
-        if not self.groups or self.groups[0].n < 1 or sum(g.n for g in self.groups) < 2: raise ValueError("DINO: at least one global view, and two views in all, are needed")
-        if n_prototypes < 2: raise ValueError(f"DINO: at least two prototypes are needed, got {n_prototypes}")
-        if not min(student_temp, *teacher_temp) > 0: raise ValueError(f"DINO: temperatures above 0 are needed, got {student_temp} and {teacher_temp}")
+        if not self.groups or self.groups[0].n < 1 or sum(g.n for g in self.groups) < 2: raise EcgmmError("DINO: at least one global view, and two views in all, are needed")
+        if n_prototypes < 2: raise EcgmmError(f"DINO: at least two prototypes are needed, got {n_prototypes}")
+        if not min(student_temp, *teacher_temp) > 0: raise EcgmmError(f"DINO: temperatures above 0 are needed, got {student_temp} and {teacher_temp}")
         for name, m in dict(momentum=momentum, centre_momentum=centre_momentum).items():
-            if not 0 <= m <= 1: raise ValueError(f"DINO: a {name} from 0 to 1 is needed, got {m}")
+            if not 0 <= m <= 1: raise EcgmmError(f"DINO: a {name} from 0 to 1 is needed, got {m}")
         self.student = nn.ModuleDict({"encoder": encoder, "head": DINOHead(encoder.n_out, n_prototypes, hidden, norm=norm)})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(n_prototypes))

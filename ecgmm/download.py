@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from .command import command
+from .command import EcgmmError, command
 
 # %% ../nbs/04_download.ipynb #c2b23a96
 BASE_URL = "https://physionet.org/files/challenge-2020/1.0.2/"
@@ -63,7 +63,7 @@ def _complete(url, part, tries, wait, timeout):
         except HTTPError as e:
             e.close()
             if e.code == 416: part.unlink(missing_ok=True)      # the part is no beginning of this file
-            elif e.code not in (408, 429) and e.code < 500: raise ValueError(f"fetch: {url}: the server answers {e.code} {e.reason}") from None
+            elif e.code not in (408, 429) and e.code < 500: raise EcgmmError(f"fetch: {url}: the server answers {e.code} {e.reason}") from None
             error = e
         except (URLError, ConnectionError, TimeoutError, HTTPException, ssl.SSLError) as e: error = e
         except OSError as e:
@@ -72,7 +72,7 @@ def _complete(url, part, tries, wait, timeout):
         failures = failures + 1 if _size(part) <= longest else 1
         longest = max(longest, _size(part))
         if failures >= tries:
-            raise ValueError(f"fetch: {url}: {tries} tries brought nothing new ({type(error).__name__}: {error}); {_size(part)} bytes are kept in {part.name}")
+            raise EcgmmError(f"fetch: {url}: {tries} tries brought nothing new ({type(error).__name__}: {error}); {_size(part)} bytes are kept in {part.name}")
         time.sleep(wait * 2 ** (failures - 1))
 
 # %% ../nbs/04_download.ipynb #b5bb846f
@@ -98,13 +98,13 @@ def fetch(
             os.replace(part, path)
             return True
         part.unlink()
-    raise ValueError(f"fetch: {url}: its checksum should be {sha256[:12]}..., twice a file came with {found[:12]}...")
+    raise EcgmmError(f"fetch: {url}: its checksum should be {sha256[:12]}..., twice a file came with {found[:12]}...")
 
 # %% ../nbs/04_download.ipynb #8e2bd7ab
 def _checked(name, where):
     "The path, if it leads to a place inside the database."
     if any(part in ("", ".", "..") for part in name.split("/")) or re.search(r"[\\:\x00-\x1f]", name):
-        raise ValueError(f"{where}: a path inside the database is needed, got {name!r}")
+        raise EcgmmError(f"{where}: a path inside the database is needed, got {name!r}")
     return name
 
 
@@ -116,7 +116,7 @@ def read_checksums(
     for k, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip(): continue
         fields = re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(.+?)\s*", line)
-        if not fields: raise ValueError(f"{path}, line {k}: a checksum and a path are needed, got {line[:60]!r}")
+        if not fields: raise EcgmmError(f"{path}, line {k}: a checksum and a path are needed, got {line[:60]!r}")
         sums[_checked(fields[2].removeprefix("./"), f"{path}, line {k}")] = fields[1].lower()
     return sums
 
@@ -139,7 +139,7 @@ def list_records(
     folders, records = listing("RECORDS"), {}
     for source in sources:
         mine = [folder for folder in folders if source in folder.split("/")]
-        if not mine: raise ValueError(f"list_records: {base_url}RECORDS has no folder of the source {source!r}")
+        if not mine: raise EcgmmError(f"list_records: {base_url}RECORDS has no folder of the source {source!r}")
         records[source] = []
         for folder in mine:
             if n_records is None or len(records[source]) < n_records: records[source] += [f"{folder}/{name}" for name in listing(f"{folder}/RECORDS")]
@@ -159,7 +159,7 @@ class Downloaded(NamedTuple):
 def _fetch_record(out, base_url, record, sums, wait):
     "Both files of a recording, the header last; how many of them had to be fetched."
     for path in (f"{record}.mat", f"{record}.hea"):
-        if path not in sums: raise ValueError(f"{path} has no checksum in SHA256SUMS.txt")
+        if path not in sums: raise EcgmmError(f"{path} has no checksum in SHA256SUMS.txt")
     return sum(fetch(base_url + quote(path), Path(out) / path, sums[path], wait=wait) for path in (f"{record}.mat", f"{record}.hea"))
 
 
@@ -173,9 +173,9 @@ def download(
     wait: float = 1.0,         # seconds before a second try, doubled for each further one
 ) -> Downloaded:
     "Fetch what is missing of the sources; what is there and whole is left alone."
-    if not re.match(r"https?://", base_url): raise ValueError(f"download: an address that starts with http:// or https:// is needed, got {base_url!r}")
-    if n_records is not None and n_records < 1: raise ValueError(f"download: n_records must be at least 1, got {n_records}")
-    if not 1 <= connections <= 16: raise ValueError(f"download: 1 to 16 connections, got {connections}")
+    if not re.match(r"https?://", base_url): raise EcgmmError(f"download: an address that starts with http:// or https:// is needed, got {base_url!r}")
+    if n_records is not None and n_records < 1: raise EcgmmError(f"download: n_records must be at least 1, got {n_records}")
+    if not 1 <= connections <= 16: raise EcgmmError(f"download: 1 to 16 connections, got {connections}")
     base_url = base_url.rstrip("/") + "/"
     records, sums = list_records(out, base_url, sources, n_records, wait)
     return _download_records(out, base_url, [record for rs in records.values() for record in rs], sums, connections, progress, wait)
@@ -211,7 +211,7 @@ def ecgmm_download(
 ):
     "Download the PhysioNet/CinC Challenge 2020's public recordings, resumed where they stopped, checksums compared."
     try:
-        if source not in ("all", *SOURCES): raise ValueError(f"ecgmm_download: source must be one of all, {', '.join(SOURCES)}; got {source!r}")
+        if source not in ("all", *SOURCES): raise EcgmmError(f"ecgmm_download: source must be one of all, {', '.join(SOURCES)}; got {source!r}")
         done = download(out, SOURCES if source == "all" else [source], n_records, base_url, connections)
     except (ValueError, OSError) as e: sys.exit(str(e))
     except KeyboardInterrupt: sys.exit("stopped; the same command goes on from here")

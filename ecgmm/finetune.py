@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib import pyplot as plt
 
-from .command import command
+from .command import EcgmmError, command
 from .data import ABBREVIATIONS
 from .metrics import common_threshold, report
 from .models import ENCODERS, Backbone, Classifier, Head, save_model
@@ -56,7 +56,7 @@ def label_part(
     seed: int = 0,      # of the choice
 ) -> np.ndarray:        # (max(1, round(fraction * n)),) rows; a smaller part is contained in each larger one of the same seed
     "The recordings whose labels are known, if labels are scarce."
-    if not 0 < fraction <= 1: raise ValueError(f"label_part: a fraction above 0 and at most 1 is needed, got {fraction}")
+    if not 0 < fraction <= 1: raise EcgmmError(f"label_part: a fraction above 0 and at most 1 is needed, got {fraction}")
     return np.random.default_rng(seed).permutation(rows)[:max(1, round(fraction * len(rows)))] if fraction < 1 else rows
 
 # %% ../nbs/30_finetune.ipynb #7cf1e053
@@ -70,7 +70,7 @@ def start_backbone(
     device="cpu",    # where it computes
 ) -> tuple:          # the backbone, and a dict of what the config has to say: "modality", "encoder", "pretraining", "pretraining_folds"
     "What a classifier stands on; the session's random numbers decide the weights of an untrained one."
-    if modality not in ENCODERS: raise ValueError(f"start_backbone: a modality signal or spectrogram is needed, got {modality!r}")
+    if modality not in ENCODERS: raise EcgmmError(f"start_backbone: a modality signal or spectrogram is needed, got {modality!r}")
     if pretrained is None:
         made = dict(modality=modality, encoder=encoder or ENCODERS[modality])
         backbone = Backbone.from_config(made).to(device)
@@ -78,8 +78,8 @@ def start_backbone(
         return backbone, made
     backbone, made = load_pretrained(pretrained, store, fold)
     for key, value in dict(modality=modality, encoder=encoder).items():
-        if value not in (None, made[key]): raise ValueError(f"start_backbone: {pretrained} is a {made['modality']} encoder {made['encoder']}, {value} was asked for")
-    if made["preprocessing"] != store.meta["options"]: raise ValueError(f"start_backbone: {pretrained} was pre-trained on a store with {made['preprocessing']}, this one has {store.meta['options']}")
+        if value not in (None, made[key]): raise EcgmmError(f"start_backbone: {pretrained} is a {made['modality']} encoder {made['encoder']}, {value} was asked for")
+    if made["preprocessing"] != store.meta["options"]: raise EcgmmError(f"start_backbone: {pretrained} was pre-trained on a store with {made['preprocessing']}, this one has {store.meta['options']}")
     return backbone.to(device), {k: made[k] for k in ("modality", "encoder", "pretraining")} | dict(pretraining_folds=made["folds"])
 
 # %% ../nbs/30_finetune.ipynb #9478c961
@@ -129,12 +129,12 @@ def supervise(
 ) -> dict:                 # threshold, reports on test and tune, history
     "Train a model on one fold, score it, and leave model folders (best by AUROC, best by average precision) with their predictions."
     w, folder, rows, accelerator = settings, Path(folder), store.split(fold), Accelerator(cpu=cpu)
-    if not w["weight_decay"] >= 0 or not w["encoder_rate"] >= 0: raise ValueError(f"supervise: a weight_decay and an encoder_rate of 0 or more are needed, got {w['weight_decay']} and {w['encoder_rate']}")
-    if w["best_by"] not in CHOICES: raise ValueError(f"supervise: best_by 'auroc' or 'auprc' is needed, got {w['best_by']!r}")
+    if not w["weight_decay"] >= 0 or not w["encoder_rate"] >= 0: raise EcgmmError(f"supervise: a weight_decay and an encoder_rate of 0 or more are needed, got {w['weight_decay']} and {w['encoder_rate']}")
+    if w["best_by"] not in CHOICES: raise EcgmmError(f"supervise: best_by 'auroc' or 'auprc' is needed, got {w['best_by']!r}")
     for role, r in rows.items():
-        if len(r) == 0: raise ValueError(f"supervise: fold {fold} of {store.folder} has no labelled recording in the role {role}")
+        if len(r) == 0: raise EcgmmError(f"supervise: fold {fold} of {store.folder} has no labelled recording in the role {role}")
     found = store.y[rows["tune"]].sum(0)
-    if not ((0 < found) & (found < len(rows["tune"]))).any(): raise ValueError(f"supervise: no class of the tune recordings of fold {fold} has both positives and negatives: no epoch can be chosen")
+    if not ((0 < found) & (found < len(rows["tune"]))).any(): raise EcgmmError(f"supervise: no class of the tune recordings of fold {fold} has both positives and negatives: no epoch can be chosen")
     everyone = rows["train"]
     rows = rows | {"train": label_part(everyone, w["fraction"], w["seed"])}
     per_record = max(w["per_record"], w["min_steps"] * w["batch_size"] // len(rows["train"]) if w["fraction"] < 1 else 0)
@@ -239,7 +239,7 @@ def probe(
     for fraction in fractions:
         known = np.flatnonzero(np.isin(rows["train"], label_part(rows["train"], fraction, seed)))
         for kind in kinds:
-            if kind not in ("linear", "knn"): raise ValueError(f"probe: the kind linear or knn is needed, got {kind!r}")
+            if kind not in ("linear", "knn"): raise EcgmmError(f"probe: the kind linear or knn is needed, got {kind!r}")
             ask = linear_probabilities if kind == "linear" else lambda a, b, *others: [knn_probabilities(a, b, o, min(k, len(a))) for o in others]
             prob = ask(h["train"][known], y["train"][known], h["tune"], h["test"])
             out[kind, fraction] = {role: (y[role], p) for role, p in zip(("tune", "test"), prob)}
@@ -313,12 +313,10 @@ def ecgmm_finetune(
     out = out or (f"models/{Path(pretrained).name}-tuned-fold{fold}" if pretrained else f"models/{modality}-fold{fold}")
     settings = dict(modality=modality, encoder=encoder, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, dropout=dropout, best_by=best_by,
                     pretrained=pretrained, freeze_epochs=freeze_epochs, encoder_rate=encoder_rate, seed=seed, precision=precision, paper=paper, cpu=cpu, resume=resume)
-    try:
-        parts = [float(f) for f in fractions.split(",")]
-        if len(parts) > 1:
-            print(label_curve(Store(store), out, parts, as_fold(fold), settings).round(4).to_string(index=False))
-            return print(f"table and figure: {Path(out) / 'curve.csv'}, {Path(out) / 'curve.png'}")
-        r = finetune(Store(store), out, as_fold(fold), fraction=parts[0], **settings)
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_finetune: {e}")
+    parts = [float(f) for f in fractions.split(",")]
+    if len(parts) > 1:
+        print(label_curve(Store(store), out, parts, as_fold(fold), settings).round(4).to_string(index=False))
+        return print(f"table and figure: {Path(out) / 'curve.csv'}, {Path(out) / 'curve.png'}")
+    r = finetune(Store(store), out, as_fold(fold), fraction=parts[0], **settings)
     print(f"{modality}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}")
     print(json.dumps({k: round(v, 4) for k, v in r["test"].items()}))

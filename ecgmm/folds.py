@@ -11,6 +11,8 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from .command import EcgmmError
+
 # %% ../nbs/05_folds.ipynb #77bce9a2
 def read_patients(
     path,     # a CSV with the columns `record,patient`, or PTB-XL's own with `ecg_id` and `patient_id`
@@ -20,7 +22,7 @@ def read_patients(
     if {"ecg_id", "patient_id"} <= set(table.columns):
         return {f"HR{int(e):05d}": f"ptb-xl:{int(float(p))}" for e, p in zip(table["ecg_id"], table["patient_id"]) if p.strip()}
     if {"record", "patient"} <= set(table.columns): return {r.strip().removesuffix(".hea"): p.strip() for r, p in zip(table["record"], table["patient"]) if p.strip()}
-    raise ValueError(f"{path}: the columns record,patient (or PTB-XL's ecg_id,patient_id) are needed, got {', '.join(map(str, table.columns))}")
+    raise EcgmmError(f"{path}: the columns record,patient (or PTB-XL's ecg_id,patient_id) are needed, got {', '.join(map(str, table.columns))}")
 
 
 def make_groups(
@@ -72,5 +74,5 @@ def roles(
     n_folds: int = 10,   # how many there are
 ) -> np.ndarray:         # (N,) text: "train", "tune" or "test"
     "Three roles: fold k is tested, fold k+1 (mod n) chooses epochs and thresholds, the rest is trained on."
-    if not 0 <= k < n_folds: raise ValueError(f"roles: a fold from 0 to {n_folds - 1} is needed, got {k}")
+    if not 0 <= k < n_folds: raise EcgmmError(f"roles: a fold from 0 to {n_folds - 1} is needed, got {k}")
     return np.where(folds == k, "test", np.where(folds == (k + 1) % n_folds, "tune", "train"))

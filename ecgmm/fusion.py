@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .command import command
+from .command import EcgmmError, command
 from .finetune import start_backbone, supervise
 from .models import Backbone, Classifier, Head, load_model
 from .store import Store, as_fold
@@ -28,7 +28,7 @@ class _Branches(nn.Module):
     def __init__(self, signal, spectrogram, gating):
         super().__init__()
         for name, backbone in zip(MODALITIES, (signal, spectrogram)):
-            if backbone.front.modality != name: raise ValueError(f"Fusion: a backbone of the modality {name} is needed, got {backbone.front.modality}")
+            if backbone.front.modality != name: raise EcgmmError(f"Fusion: a backbone of the modality {name} is needed, got {backbone.front.modality}")
         self.signal, self.spectrogram = signal, spectrogram
         self.sizes = signal.encoder.n_out, spectrogram.encoder.n_out
         self.gate = nn.Linear(sum(self.sizes), 2) if gating else None
@@ -53,7 +53,7 @@ class _Branches(nn.Module):
 
     def gates(self, x):
         "Windows (B, 12, T) in mV to the weight of the signal and of the spectrogram (B, 2), together 1."
-        if self.gate is None: raise ValueError("Fusion.gates: this fusion has no gate")
+        if self.gate is None: raise EcgmmError("Fusion.gates: this fusion has no gate")
         return self.parts(x)[2]
 
 # %% ../nbs/40_fusion.ipynb #802368b5
@@ -69,7 +69,7 @@ class Fusion(_Branches):
         dropout: float = 0.0,    # in the heads
     ):
         super().__init__(signal, spectrogram, gating)
-        if not (isinstance(gate_rate, (int, float)) and 0 < gate_rate <= 1): raise ValueError(f"Fusion: a gate_rate above 0 and at most 1 is needed, got {gate_rate!r}")
+        if not (isinstance(gate_rate, (int, float)) and 0 < gate_rate <= 1): raise EcgmmError(f"Fusion: a gate_rate above 0 and at most 1 is needed, got {gate_rate!r}")
         self.rates = {"gate.": gate_rate}
         self.head = Head(sum(self.sizes), hidden=sum(self.sizes) // 2, dropout=dropout)
         self.heads = nn.ModuleDict({name: Head(n, hidden=n // 2, dropout=dropout) for name, n in zip(MODALITIES, self.sizes)}) if heads else None
@@ -80,7 +80,7 @@ class Fusion(_Branches):
     ):                           # untrained, its front ends not fitted
         "The fusion that a configuration describes."
         named = config.get("encoders")
-        if not isinstance(named, dict) or set(named) != set(MODALITIES): raise ValueError(f"Fusion.from_config: the field 'encoders' with a name for {' and '.join(MODALITIES)} is needed, got {named!r}")
+        if not isinstance(named, dict) or set(named) != set(MODALITIES): raise EcgmmError(f"Fusion.from_config: the field 'encoders' with a name for {' and '.join(MODALITIES)} is needed, got {named!r}")
         backbones = [Backbone.from_config(dict(modality=m, encoder=named[m])) for m in MODALITIES]
         return cls(*backbones, gating=bool(config.get("gating")), heads=bool(config.get("heads")), gate_rate=config.get("gate_rate", 1.0), dropout=config.get("dropout", 0.0))
 
@@ -136,7 +136,7 @@ def fuse(
 ) -> dict:                        # threshold, reports on test and tune, history
     "Train signal and spectrogram together on one fold, score, and leave a model folder with its predictions."
     encoders, pretrained = encoders or {}, {m: where for m, where in (pretrained or {}).items() if where}
-    if foreign := sorted({*encoders, *pretrained} - set(MODALITIES)): raise ValueError(f"fuse: the modalities {' and '.join(MODALITIES)} are needed, got {foreign[0]!r}")
+    if foreign := sorted({*encoders, *pretrained} - set(MODALITIES)): raise EcgmmError(f"fuse: the modalities {' and '.join(MODALITIES)} are needed, got {foreign[0]!r}")
     def start(batches, device):
         made = [start_backbone(store, fold, m, encoders.get(m), pretrained.get(m), batches(), device) for m in MODALITIES]
         model = Fusion(*(b for b, _ in made), gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout).to(device)
@@ -187,9 +187,7 @@ def ecgmm_fuse(
     pretrained = given(pretrained_signal, pretrained_spectrogram)
     name = ("gate" if gating else "concat") + "-pretrained" * bool(pretrained)
     out = out or f"models/{name}-fold{fold}"
-    try:
-        r = fuse(Store(store), out, as_fold(fold), gating, heads, gate_rate, given(signal_encoder, spectrogram_encoder), pretrained, epochs, batch_size, per_record, lr, weight_decay, dropout, best_by, seed,
-                 precision, cpu, resume, True, freeze_epochs, encoder_rate, paper=paper)
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_fuse: {e}")
+    r = fuse(Store(store), out, as_fold(fold), gating, heads, gate_rate, given(signal_encoder, spectrogram_encoder), pretrained, epochs, batch_size, per_record, lr, weight_decay, dropout, best_by, seed,
+             precision, cpu, resume, True, freeze_epochs, encoder_rate, paper=paper)
     print(f"{name}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}")
     print(json.dumps({k: round(v, 4) for k, v in r["test"].items()}))

@@ -11,21 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .command import EcgmmError
 from .data import ABBREVIATIONS, challenge_weights
 
 # %% ../nbs/12_metrics.ipynb #ee6cc529
 def _binary(name, what, a):
     "A matrix of 0 and 1 as booleans."
     a = np.asarray(a)
-    if a.ndim != 2 or len(a) == 0: raise ValueError(f"{name}: {what} of shape (records, classes) with at least one record are needed, got {a.shape}")
+    if a.ndim != 2 or len(a) == 0: raise EcgmmError(f"{name}: {what} of shape (records, classes) with at least one record are needed, got {a.shape}")
     if a.dtype == bool: return a
-    if not ((a == 0) | (a == 1)).all(): raise ValueError(f"{name}: {what} of 0 and 1 are needed, got {a[~((a == 0) | (a == 1))][0]}")
+    if not ((a == 0) | (a == 1)).all(): raise EcgmmError(f"{name}: {what} of 0 and 1 are needed, got {a[~((a == 0) | (a == 1))][0]}")
     return a.astype(bool)
 
 
 def _same_shape(name, y, other, what):
     "An error if labels and `what` differ in shape."
-    if y.shape != other.shape: raise ValueError(f"{name}: labels and {what} of one shape are needed, got {y.shape} and {other.shape}")
+    if y.shape != other.shape: raise EcgmmError(f"{name}: labels and {what} of one shape are needed, got {y.shape} and {other.shape}")
 
 
 def _labels_and_prob(name, y, prob):
@@ -34,7 +35,7 @@ def _labels_and_prob(name, y, prob):
     _same_shape(name, y, prob, "probabilities")
     if not np.isfinite(prob).all():
         i, k = np.argwhere(~np.isfinite(prob))[0]
-        raise ValueError(f"{name}: finite probabilities are needed, got {prob[i, k]} for record {i}, class {k}")
+        raise EcgmmError(f"{name}: finite probabilities are needed, got {prob[i, k]} for record {i}, class {k}")
     return y, prob
 
 
@@ -113,7 +114,7 @@ def challenge_terms(
 ) -> Terms:    # to be handed to `challenge_score` together with the same labels
     "The part of the Challenge score that does not depend on the decisions."
     y = _binary("challenge_terms", "labels", y)
-    if y.shape[1] != len(ABBREVIATIONS): raise ValueError(f"challenge_terms: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}")
+    if y.shape[1] != len(ABBREVIATIONS): raise EcgmmError(f"challenge_terms: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}")
     worth, n = y.astype(np.float64) @ challenge_weights(), y.sum(axis=1)
     correct = (np.einsum("nk,nk->n", worth, y) / np.maximum(1, n)).sum()
     return Terms(worth, n, correct, (worth[:, _NORMAL] / (n + ~y[:, _NORMAL])).sum())
@@ -169,7 +170,7 @@ def common_threshold(
 ) -> float:      # the first of the best
     "The threshold for all classes with the highest Challenge score; decide prob >= threshold."
     scores = challenge_by_threshold(y, prob, grid)
-    if np.isnan(scores).all(): raise ValueError("common_threshold: labels with more than normal records are needed, every score is NaN")
+    if np.isnan(scores).all(): raise EcgmmError("common_threshold: labels with more than normal records are needed, every score is NaN")
     return float(np.asarray(grid)[np.argmax(scores)])
 
 # %% ../nbs/12_metrics.ipynb #83c6a597
@@ -183,14 +184,14 @@ def bootstrap_interval(
 ) -> tuple:                    # the lower and the upper end
     "The percentile interval of a figure over records (or patients) drawn with replacement; draws without a value are left out."
     arrays = [np.asarray(a) for a in arrays]
-    if not 0 < level < 1 or n < 1: raise ValueError(f"bootstrap_interval: a level between 0 and 1 and at least one draw are needed, got {level} and {n}")
+    if not 0 < level < 1 or n < 1: raise EcgmmError(f"bootstrap_interval: a level between 0 and 1 and at least one draw are needed, got {level} and {n}")
     ids = np.arange(len(arrays[0])) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if len(ids) == 0 or {len(a) for a in arrays} != {len(ids)}: raise ValueError(f"bootstrap_interval: arrays of one length above 0 are needed, got {[len(a) for a in arrays]} and {len(ids)} groups")
+    if len(ids) == 0 or {len(a) for a in arrays} != {len(ids)}: raise EcgmmError(f"bootstrap_interval: arrays of one length above 0 are needed, got {[len(a) for a in arrays]} and {len(ids)} groups")
     members = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
     draws = np.empty(n)
     for i in range(n):
         drawn = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
         draws[i] = metric(*(a[drawn] for a in arrays))
-    if np.isnan(draws).all(): raise ValueError("bootstrap_interval: the metric is NaN on every draw")
+    if np.isnan(draws).all(): raise EcgmmError("bootstrap_interval: the metric is NaN on every draw")
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

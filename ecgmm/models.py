@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from .command import EcgmmError
 from . import __version__
 from .data import CLASSES, FS, LEADS
 from .spectrogram import FrontEnd
@@ -71,15 +72,15 @@ class XResNet1d(nn.Module):
         v: torch.Tensor,          # (B, 12, T), a standardised signal of any length
     ) -> torch.Tensor:            # (B, n_out) features
         "Features of each window."
-        if v.ndim != 3: raise ValueError(f"XResNet1d: a signal (B, 12, T) is needed, got {tuple(v.shape)}")
+        if v.ndim != 3: raise EcgmmError(f"XResNet1d: a signal (B, 12, T) is needed, got {tuple(v.shape)}")
         h = self.stages(self.stem(v))
         return torch.cat([h.amax(-1), h.mean(-1)], 1)
 
 
 def _check_size(who, width, layers):
-    if not (isinstance(width, int) and width % 2 == 0 and 2 <= width <= 256): raise ValueError(f"{who}: an even width from 2 to 256 is needed, got {width!r}")
+    if not (isinstance(width, int) and width % 2 == 0 and 2 <= width <= 256): raise EcgmmError(f"{who}: an even width from 2 to 256 is needed, got {width!r}")
     if not (isinstance(layers, (tuple, list)) and len(layers) == 4 and all(isinstance(n, int) and 1 <= n <= 64 for n in layers)):
-        raise ValueError(f"{who}: four numbers of blocks from 1 to 64 are needed, got {layers!r}")
+        raise EcgmmError(f"{who}: four numbers of blocks from 1 to 64 are needed, got {layers!r}")
 
 # %% ../nbs/10_models.ipynb #d0313fa3
 class SqueezeExcite(nn.Module):
@@ -134,7 +135,7 @@ class SEResNet(nn.Module):
         v: torch.Tensor,      # (B, 12, F, S), a standardised spectrogram of any size
     ) -> torch.Tensor:        # (B, n_out) features
         "Features of each window."
-        if v.ndim != 4: raise ValueError(f"SEResNet: a spectrogram (B, 12, F, S) is needed, got {tuple(v.shape)}")
+        if v.ndim != 4: raise EcgmmError(f"SEResNet: a spectrogram (B, 12, F, S) is needed, got {tuple(v.shape)}")
         return self.stages(self.stem(v)).mean((2, 3))
 
 # %% ../nbs/10_models.ipynb #dd535ad5
@@ -148,7 +149,7 @@ def make_encoder(
     if name == "xresnet1d_small": return XResNet1d(width or 32, layers or (1, 1, 1, 1))
     if name == "se_resnet34": return SEResNet(width or 64, layers or (3, 4, 6, 3))
     if name == "se_resnet_small": return SEResNet(width or 16, layers or (1, 1, 1, 1))
-    raise ValueError(f"make_encoder: xresnet1d50, xresnet1d_small, se_resnet34 or se_resnet_small is needed, got {name!r}")
+    raise EcgmmError(f"make_encoder: xresnet1d50, xresnet1d_small, se_resnet34 or se_resnet_small is needed, got {name!r}")
 
 # %% ../nbs/10_models.ipynb #dd4f12dc
 ENCODERS = {"signal": "xresnet1d50", "spectrogram": "se_resnet34"}  # modality -> the paper's encoder
@@ -165,7 +166,7 @@ class Head(nn.Module):
         dropout: float = 0.0,        # share of the hidden units that a training step leaves out
     ):
         super().__init__()
-        if not 0 <= dropout < 1: raise ValueError(f"Head: a dropout from 0 to below 1 is needed, got {dropout}")
+        if not 0 <= dropout < 1: raise EcgmmError(f"Head: a dropout from 0 to below 1 is needed, got {dropout}")
         self.first, self.last = nn.Linear(n_in, hidden), nn.Linear(hidden, n_out)
         self.bend = nn.Identity() if linear else nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
 
@@ -182,7 +183,7 @@ def mlp(
     norm: bool = False,  # batch norm before each bend
 ) -> nn.Sequential:      # (B, sizes[0]) to (B, sizes[-1])
     "A stack of linear layers: projection and prediction heads."
-    if len(sizes) < 2: raise ValueError(f"mlp: at least the features in and out are needed, got {sizes}")
+    if len(sizes) < 2: raise EcgmmError(f"mlp: at least the features in and out are needed, got {sizes}")
     layers = []
     for n_in, n_out in zip(sizes[:-2], sizes[1:-1]): layers += [nn.Linear(n_in, n_out), *([nn.BatchNorm1d(n_out)] if norm else []), act()]
     return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
@@ -204,10 +205,10 @@ class Backbone(nn.Module):
     ):                        # untrained, its front end not fitted
         "The backbone that a configuration describes."
         for field in ("modality", "encoder"):
-            if not isinstance(config.get(field), str): raise ValueError(f"{cls.__name__}.from_config: the field {field!r} is needed, got {config.get(field)!r}")
+            if not isinstance(config.get(field), str): raise EcgmmError(f"{cls.__name__}.from_config: the field {field!r} is needed, got {config.get(field)!r}")
         front, encoder = FrontEnd(config["modality"]), make_encoder(config["encoder"], config.get("width"), config.get("layers"))
         if isinstance(encoder, XResNet1d) != (front.modality == "signal"):
-            raise ValueError(f"{cls.__name__}.from_config: {config['encoder']} does not read the modality {front.modality!r}")
+            raise EcgmmError(f"{cls.__name__}.from_config: {config['encoder']} does not read the modality {front.modality!r}")
         return cls(front, encoder)
 
     def freeze(self,
@@ -279,7 +280,7 @@ def _fixed_fields():
 
 def _check_config(config, who):
     for field, needed in _fixed_fields().items():
-        if config.get(field) != needed: raise ValueError(f"{who}: the field {field!r} must be {str(needed)[:60]}, got {str(config.get(field))[:60]}")
+        if config.get(field) != needed: raise EcgmmError(f"{who}: the field {field!r} must be {str(needed)[:60]}, got {str(config.get(field))[:60]}")
 
 
 def _untrained(config, build=None):
@@ -290,21 +291,21 @@ def _untrained(config, build=None):
 def _check_tensors(state, model, who):
     needed = model.state_dict()
     for key in sorted(needed.keys() | state.keys()):
-        if key not in state: raise ValueError(f"{who}: the tensor {key!r} is missing")
-        if key not in needed: raise ValueError(f"{who}: the tensor {key!r} is not part of this model")
+        if key not in state: raise EcgmmError(f"{who}: the tensor {key!r} is missing")
+        if key not in needed: raise EcgmmError(f"{who}: the tensor {key!r} is not part of this model")
         if state[key].shape != needed[key].shape or state[key].dtype != needed[key].dtype:
-            raise ValueError(f"{who}: the tensor {key!r} must be {tuple(needed[key].shape)} {needed[key].dtype}, got {tuple(state[key].shape)} {state[key].dtype}")
+            raise EcgmmError(f"{who}: the tensor {key!r} must be {tuple(needed[key].shape)} {needed[key].dtype}, got {tuple(state[key].shape)} {state[key].dtype}")
 
 
 def _check_finite(state, who):
     for key in sorted(state):
-        if not state[key].isfinite().all(): raise ValueError(f"{who}: the tensor {key!r} is not finite")
+        if not state[key].isfinite().all(): raise EcgmmError(f"{who}: the tensor {key!r} is not finite")
 
 
 def _check_sums(folder, what, sums, noted, part):
     told = noted.get(part) if isinstance(noted, dict) and isinstance(noted.get(part), dict) else {}
     for key in sorted(sums.keys() | told.keys()):
-        if sums.get(key) != told.get(key): raise ValueError(f"load_model: {folder}: the {what} {key!r} was changed after the model was saved")
+        if sums.get(key) != told.get(key): raise EcgmmError(f"load_model: {folder}: the {what} {key!r} was changed after the model was saved")
 
 
 def _recovered(folder):
@@ -380,12 +381,12 @@ def save_model(
     config = {"window": 250, "versions": {"ecgmm": __version__, "torch": torch.__version__}} | _fixed_fields() | config
     _check_config(config, "save_model")
     try: text = json.dumps(config, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as e: raise ValueError(f"save_model: the config must be plain JSON without NaN (write null): {e}") from None
+    except (TypeError, ValueError) as e: raise EcgmmError(f"save_model: the config must be plain JSON without NaN (write null): {e}") from None
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     _check_finite(state, "save_model")
     if hasattr(type(model), "from_config"): _check_tensors(state, _untrained(config, type(model).from_config), "save_model")
     if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - set(_FILES)):
-        raise ValueError(f"save_model: {folder} holds other files than a model's and is not replaced")
+        raise EcgmmError(f"save_model: {folder} holds other files than a model's and is not replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
     part, old = [folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old")]
     for leftover in (part, old): shutil.rmtree(leftover, ignore_errors=True)
@@ -406,15 +407,15 @@ def load_model(
     "Read a model folder; whatever does not fit is an error that names it."
     folder = _recovered(folder)
     for name in _FILES[:2]:
-        if not (folder / name).is_file(): raise ValueError(f"load_model: {folder} has no {name}")
+        if not (folder / name).is_file(): raise EcgmmError(f"load_model: {folder} has no {name}")
     try:
         config = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
-        if not isinstance(config, dict): raise ValueError("an object is needed")
-    except (ValueError, RecursionError) as e: raise ValueError(f"load_model: {folder / _FILES[0]} is not a JSON config: {e}") from None
+        if not isinstance(config, dict): raise EcgmmError("an object is needed")
+    except (ValueError, RecursionError) as e: raise EcgmmError(f"load_model: {folder / _FILES[0]} is not a JSON config: {e}") from None
     _check_config(config, "load_model")
     try:
         with safe_open(folder / _FILES[1], "pt") as f: state, noted = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("ecgmm", "{}"))
-    except (SafetensorError, OSError, ValueError) as e: raise ValueError(f"load_model: {folder / _FILES[1]} cannot be read: {e}") from None
+    except (SafetensorError, OSError, ValueError) as e: raise EcgmmError(f"load_model: {folder / _FILES[1]} cannot be read: {e}") from None
     sums = _checksums(config, state)
     _check_sums(folder, "config field", sums["config"], noted, "config")                # before anything is built from it
     model = _untrained(config, build)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from .command import EcgmmError
 from .fusion import MODALITIES
 from .pretrain import METHODS
 from .results import study_settings
@@ -35,7 +36,7 @@ def database(
     "The Challenge's recordings as sizes."
     rng, rows = np.random.default_rng(seed), []
     total = sum(k for k, _, _ in DATABASE.values())
-    if n is not None and not 1 <= n <= total: raise ValueError(f"database: 1 to {total} records are needed, got {n}")
+    if n is not None and not 1 <= n <= total: raise EcgmmError(f"database: 1 to {total} records are needed, got {n}")
     whose = np.repeat(list(DATABASE), [k for k, _, _ in DATABASE.values()])
     for source in whose[np.linspace(0, total - 1, n or total).astype(int)]:
         _, fs, (low, usual, high) = DATABASE[source]
@@ -100,9 +101,9 @@ def step_cost(
 ) -> dict:                  # records (B), flops, calls, moved_bytes, saved_bytes, peak_bytes, parameters (trained ones), state_bytes (weights, buffers, AdamW's moments), seconds (CPU time)
     "What a step asks for, counted in one step and timed in others."
     x, trained = batch["x"], [p for p in method.parameters() if p.requires_grad]
-    if x.ndim not in (3, 4) or len(x) < 4: raise ValueError(f"step_cost: at least four records (B, 12, T) or (B, W, 12, T) are needed, got {tuple(x.shape)}")
-    if precision not in ("no", "bf16"): raise ValueError(f"step_cost: a precision 'no' or 'bf16' is needed, got {precision!r}")
-    if train and not trained: raise ValueError("step_cost: the method has no parameter that asks for a gradient")
+    if x.ndim not in (3, 4) or len(x) < 4: raise EcgmmError(f"step_cost: at least four records (B, 12, T) or (B, W, 12, T) are needed, got {tuple(x.shape)}")
+    if precision not in ("no", "bf16"): raise EcgmmError(f"step_cost: a precision 'no' or 'bf16' is needed, got {precision!r}")
+    if train and not trained: raise EcgmmError("step_cost: the method has no parameter that asks for a gradient")
     rng, (saved, hooks) = torch.Generator(x.device).manual_seed(0), _saved(method)
     optimizer = torch.optim.AdamW(trained, lr=1e-5, foreach=True) if train else None    # foreach: what a GPU takes
     method.train(train)
@@ -124,7 +125,7 @@ def scaled(
     batch: int,        # windows
 ) -> dict:             # the same figures at that batch
     "The line through two measured batches."
-    if not small["records"] < large["records"]: raise ValueError(f"scaled: a small and a larger batch are needed, got {small['records']} and {large['records']}")
+    if not small["records"] < large["records"]: raise EcgmmError(f"scaled: a small and a larger batch are needed, got {small['records']} and {large['records']}")
     slope = {k: (large[k] - small[k]) / (large["records"] - small["records"]) for k in small}
     return {k: max(small[k] + slope[k] * (batch - small["records"]), 0) for k in small}
 
@@ -186,11 +187,11 @@ def plan(
     context_gib: float = 1.0,     # driver and workspaces: a guess
 ) -> pd.DataFrame:                # a row per stage, all runs together: steps, pflop, cpu_hours (one thread), gpu_hours (estimate), bound (what it waits for), gpu_gib, disk_gib; run_hours: one run on the card
     "Hours, memory and disk of every stage."
-    if not 0 < utilisation <= 1: raise ValueError(f"plan: a utilisation above 0 and at most 1 is needed, got {utilisation}")
+    if not 0 < utilisation <= 1: raise EcgmmError(f"plan: a utilisation above 0 and at most 1 is needed, got {utilisation}")
     waits = lambda c: dict(flops=c["flops"] / (gpu_tflops * 1e12 * utilisation), bandwidth=c["moved_bytes"] / (gpu_gbs * 1e9 * utilisation), calls=c["calls"] * call_us * 1e-6)
     rows = []
     for s in stages.itertuples():
-        if s.model not in costs: raise ValueError(f"plan: costs of {s.model!r} are needed, got {', '.join(costs)}")
+        if s.model not in costs: raise EcgmmError(f"plan: costs of {s.model!r} are needed, got {', '.join(costs)}")
         step = scaled(*costs[s.model]["step"], s.batch)
         look = scaled(*costs[s.model]["look"], 512) if s.looked else dict.fromkeys(step, 0)
         times = {"step": (s.steps, step), "look": (s.looked / 512, look)}

@@ -24,7 +24,7 @@ import torch
 import wfdb
 from matplotlib import pyplot as plt
 
-from .command import command
+from .command import EcgmmError, command
 from .data import ABBREVIATIONS, CLASSES, FS, LEADS, Record, plot_ecg, read_record, standard_leads
 from .fusion import load_classifier
 from .store import find_records, prepare_samples
@@ -45,8 +45,8 @@ def check_voltage(
     if not large and not 0 < moves < _SMALLEST: return
     said = f"values up to {np.fmax.reduce(np.abs(x), axis=None):.4g} mV" if large else f"no lead moves by more than {moves:.2g} mV"
     likely = [u for u in ("uV", "mV", "V") if 0.3 <= moves / _UNITS[(unit or "mV").lower()] * _UNITS[u.lower()] <= _LARGEST]
-    if unit is None: raise ValueError(f"{said}: the unit or the gain in the header is wrong" + (f" (as if {likely[0]} were called mV)" if likely else ""))
-    raise ValueError(f'{said}: the unit is probably {likely[0]}, not {unit}: give unit="{likely[0]}"' if likely else f"{said}: {unit} cannot be the unit")
+    if unit is None: raise EcgmmError(f"{said}: the unit or the gain in the header is wrong" + (f" (as if {likely[0]} were called mV)" if likely else ""))
+    raise EcgmmError(f'{said}: the unit is probably {likely[0]}, not {unit}: give unit="{likely[0]}"' if likely else f"{said}: {unit} cannot be the unit")
 
 # %% ../nbs/52_predict.ipynb #384b8cd7
 def check_array(
@@ -57,15 +57,15 @@ def check_array(
 ) -> np.ndarray:    # (len(leads), T) float32 mV
     "A person's array, if it is one; `ValueError` says what is wrong with it."
     x, leads = np.asarray(x), [leads] if isinstance(leads, str) else list(leads)
-    if x.dtype.kind not in "iuf": raise ValueError(f"real numbers are needed, got {x.dtype}")
-    if x.ndim != 2: raise ValueError(f"one recording of {len(leads)} leads, ({len(leads)}, T), is needed, got the shape {x.shape}")
-    if len(x) != len(leads) and x.shape[1] == len(leads): raise ValueError(f"a row per lead, ({len(leads)}, T), is needed, got {x.shape}: pass x.T")
-    if len(x) != len(leads): raise ValueError(f"a row for each of the {len(leads)} leads is needed, got {x.shape}")
-    if x.shape[1] == 0: raise ValueError("the recording has no samples")
-    if fs is None or isinstance(fs, (str, bool)) or not 1 <= fs <= 100_000: raise ValueError(f"a sampling rate fs from 1 to 100,000 Hz is needed, got {fs!r}")
-    if str(unit).lower() not in _UNITS: raise ValueError(f"the unit mV, uV or V is needed, got {unit!r}")
+    if x.dtype.kind not in "iuf": raise EcgmmError(f"real numbers are needed, got {x.dtype}")
+    if x.ndim != 2: raise EcgmmError(f"one recording of {len(leads)} leads, ({len(leads)}, T), is needed, got the shape {x.shape}")
+    if len(x) != len(leads) and x.shape[1] == len(leads): raise EcgmmError(f"a row per lead, ({len(leads)}, T), is needed, got {x.shape}: pass x.T")
+    if len(x) != len(leads): raise EcgmmError(f"a row for each of the {len(leads)} leads is needed, got {x.shape}")
+    if x.shape[1] == 0: raise EcgmmError("the recording has no samples")
+    if fs is None or isinstance(fs, (str, bool)) or not 1 <= fs <= 100_000: raise EcgmmError(f"a sampling rate fs from 1 to 100,000 Hz is needed, got {fs!r}")
+    if str(unit).lower() not in _UNITS: raise EcgmmError(f"the unit mV, uV or V is needed, got {unit!r}")
     with np.errstate(over="ignore"): x = x.astype(np.float32) * np.float32(_UNITS[unit.lower()])
-    if np.isinf(x).any(): raise ValueError(f"finite numbers are needed (NaN where a sample is missing), row {np.isinf(x).any(axis=1).argmax()} has infinite ones")
+    if np.isinf(x).any(): raise EcgmmError(f"finite numbers are needed (NaN where a sample is missing), row {np.isinf(x).any(axis=1).argmax()} has infinite ones")
     return x
 
 # %% ../nbs/52_predict.ipynb #6f36ea1b
@@ -83,7 +83,7 @@ def _twelve(read, raw, tolerate):
     try: record, lost = read(True), []
     except ValueError as e:
         lost = _absent(e)
-        if "missing" not in tolerate: raise ValueError(f"{e}; with 'missing' tolerated it is judged as if flat") from None
+        if "missing" not in tolerate: raise EcgmmError(f"{e}; with 'missing' tolerated it is judged as if flat") from None
         x, names, fs = raw()
         x = np.concatenate([x, np.full((len(lost), x.shape[1]), np.nan, np.float32)])
         record = Record("", standard_leads(x, [*names, *lost], derive=True), fs)
@@ -124,7 +124,7 @@ def load_recording(
     file = isinstance(recording, (str, Path))
     r, notes = _read_file(recording, tolerate) if file else _read_array(recording, fs, leads, unit, tolerate)
     gone, fs = np.isnan(r.x).all(axis=1), r.fs
-    if gone.all(): raise ValueError("every sample of every lead is missing")
+    if gone.all(): raise EcgmmError("every sample of every lead is missing")
     if gone.any():                                                              # a lead without any sample is as good as not there: it may follow from others
         x, names = r.x[~gone], np.array(LEADS)[~gone]
         r, more = _twelve(lambda derive: Record("", standard_leads(x, names, derive), fs), lambda: (x, names, fs), tolerate)
@@ -133,9 +133,9 @@ def load_recording(
     x = np.where(gone[:, None], np.float32(0), r.x) if gone.any() else r.x
     samples, facts = prepare_samples(x, fs, config["preprocessing"]["denoise"], 1.0 if "gaps" in tolerate else config["preprocessing"]["max_missing"])
     flat = np.isin(LEADS, facts["flat"].split()) & ~gone
-    if flat.any() and "flat" not in tolerate: raise ValueError(f"{_names(flat)} flat: an electrode is off (with 'flat' tolerated it is judged as it is)")
+    if flat.any() and "flat" not in tolerate: raise EcgmmError(f"{_names(flat)} flat: an electrode is off (with 'flat' tolerated it is judged as it is)")
     short = len(samples) < config["window"]
-    if short and "short" not in tolerate: raise ValueError(f"{facts['seconds']:g} s long, at least {config['window'] / FS:g} s are needed (with 'short' tolerated it is filled up with zeros)")
+    if short and "short" not in tolerate: raise EcgmmError(f"{facts['seconds']:g} s long, at least {config['window'] / FS:g} s are needed (with 'short' tolerated it is filled up with zeros)")
     return samples, facts["seconds"], notes + _remarks(facts, gone, flat, short, fs)
 
 # %% ../nbs/52_predict.ipynb #cf5b4d01
@@ -191,7 +191,7 @@ def _is_folder(r): return isinstance(r, (str, Path)) and Path(r).is_dir()
 def _in_folder(root):
     "Every record below a folder, and what cannot be one."
     headers, lost = find_records(root)
-    if not headers: raise ValueError(f"predict: no WFDB header (.hea) below {root}" + (f", but {len(lost)} other: {next(iter(lost.values()))}" if lost else ""))
+    if not headers: raise EcgmmError(f"predict: no WFDB header (.hea) below {root}" + (f", but {len(lost)} other: {next(iter(lost.values()))}" if lost else ""))
     for h in headers: yield h.stem, str(root / h), root / h, ""
     for p, why in sorted(lost.items()): yield Path(p).stem, str(root / p), None, why
 
@@ -206,7 +206,7 @@ def _listed(recordings):
             except ValueError as e: yield Path(r).name, str(r), None, str(e).removeprefix("predict: ")
         elif isinstance(r, (str, Path)): yield re.sub(r"\.(hea|mat|dat|npy)$", "", Path(r).name), str(r), r, ""
         else: yield r.name if isinstance(r, Record) else f"array-{k}", "", r, ""
-    if k < 0: raise ValueError("predict: at least one recording is needed, got none")
+    if k < 0: raise EcgmmError("predict: at least one recording is needed, got none")
 
 # %% ../nbs/52_predict.ipynb #5f94d1dd
 class _Job:
@@ -254,7 +254,7 @@ def open_model(
     for field, fits in has.items():
         try: fine = fits(config[field])
         except (KeyError, TypeError): fine = False
-        if not fine: raise ValueError(f"predict: {model if isinstance(model, (str, Path)) else 'the model'} cannot judge recordings: its config has no usable {field!r} ({config.get(field)!r})")
+        if not fine: raise EcgmmError(f"predict: {model if isinstance(model, (str, Path)) else 'the model'} cannot judge recordings: its config has no usable {field!r} ({config.get(field)!r})")
     return net, config
 
 # %% ../nbs/52_predict.ipynb #5fa037f5
@@ -291,8 +291,8 @@ def predictions(
 ):                            # yields a `Prediction` per recording, in order
     "Judge recordings one batch of windows after the other: as many recordings as there are, in the memory of a few."
     tolerate = (tolerate,) if isinstance(tolerate, str) else tuple(tolerate)
-    if not set(tolerate) <= set(TOLERABLE): raise ValueError(f"predict: of {', '.join(TOLERABLE)} some may be tolerated, got {', '.join(map(str, tolerate))}")
-    if stride < 1 or batch_size < 1: raise ValueError(f"predict: a positive stride and batch_size are needed, got {stride} and {batch_size}")
+    if not set(tolerate) <= set(TOLERABLE): raise EcgmmError(f"predict: of {', '.join(TOLERABLE)} some may be tolerated, got {', '.join(map(str, tolerate))}")
+    if stride < 1 or batch_size < 1: raise EcgmmError(f"predict: a positive stride and batch_size are needed, got {stride} and {batch_size}")
     net, config = open_model(model, cpu)
     return _stream(net, config, _listed(recordings), partial(load_recording, config=config, fs=fs, leads=leads, unit=unit, tolerate=tolerate), stride, batch_size)
 
@@ -311,14 +311,14 @@ def predict(
     "A table of what a model says; a single recording that cannot be judged is a `ValueError`, one of several a row with its reason."
     single = _is_array(recordings) or isinstance(recordings, (str, Path)) and not _is_folder(recordings)
     rows = [p.row() for p in predictions(model, recordings, fs, leads, unit, tolerate, stride, batch_size, cpu)]
-    if single and rows[0]["reason"]: raise ValueError(f"{rows[0]['path'] or rows[0]['name']}: {rows[0]['reason']}")
+    if single and rows[0]["reason"]: raise EcgmmError(f"{rows[0]['path'] or rows[0]['name']}: {rows[0]['reason']}")
     return pd.DataFrame(rows)
 
 # %% ../nbs/52_predict.ipynb #b2cc64af
 def _file_name(name, taken):
     "A name under which a file can be written, once; it is noted in `taken`."
-    if not re.fullmatch(r"[\w+-][\w.+ -]{0,199}", name): raise ValueError(f"not written: {name[:60]!r} cannot be a file's name")
-    if name.lower() in taken: raise ValueError(f"not written: an earlier recording is named {name}, too; rename one of them")
+    if not re.fullmatch(r"[\w+-][\w.+ -]{0,199}", name): raise EcgmmError(f"not written: {name[:60]!r} cannot be a file's name")
+    if name.lower() in taken: raise EcgmmError(f"not written: an earlier recording is named {name}, too; rename one of them")
     taken.add(name.lower())
     return name
 
@@ -375,10 +375,10 @@ def save_predictions(
     format: str = "csv",  # "csv", "json" (a list of records) or "challenge" (a file NAME.csv per recording, as the Challenge's scorer reads it)
 ):                        # yields each `Prediction` on when it is written
     "Write predictions as they come."
-    if format not in FORMATS: raise ValueError(f"predict: the format {', '.join(FORMATS)} is needed, got {format!r}")
-    if out is None and format == "challenge": raise ValueError("predict: the Challenge's format needs the name of a folder")
+    if format not in FORMATS: raise EcgmmError(f"predict: the format {', '.join(FORMATS)} is needed, got {format!r}")
+    if out is None and format == "challenge": raise EcgmmError("predict: the Challenge's format needs the name of a folder")
     out = None if out is None else Path(out)
-    if out is not None and out.exists(): raise ValueError(f"predict: {out} is there already; give another name")
+    if out is not None and out.exists(): raise EcgmmError(f"predict: {out} is there already; give another name")
     if out is not None: out.parent.mkdir(parents=True, exist_ok=True)
     return FORMATS[format](results, out)
 
@@ -391,7 +391,7 @@ def plot_prediction(
     title: str = "",      # stands above the paper; the decided classes in words if ""
 ):                        # the matplotlib figure
     "The recording on ECG paper, the probabilities of all classes with their thresholds, and the gate's weights over time where there is one."
-    if result.reason: raise ValueError(f"plot_prediction: {result.name} was not judged: {result.reason}")
+    if result.reason: raise EcgmmError(f"plot_prediction: {result.name} was not judged: {result.reason}")
     gated = result.gates is not None
     fig = plt.figure(figsize=(13, 4.3 + 1.2 * gated), layout="constrained")
     grid = fig.add_gridspec(1 + gated, 2, width_ratios=[4, 1.15], height_ratios=[4.2, 0.8][:1 + gated])
@@ -457,16 +457,14 @@ def ecgmm_predict(
     format = format or (Path(out).suffix[1:] if out and Path(out).suffix[1:] in FORMATS else "table")
     say = partial(print, file=sys.stderr if format != "table" and out is None else sys.stdout)
     judged, failed, taken, pictures = 0, [], set(), Path(out).parent / "pictures" if out else Path("pictures")
-    try:
-        if format == "table" and out: raise ValueError(f"predict: {out} must end with .csv or .json, or give --format")
-        net, config = open_model(model, cpu)
-        results = predictions((net, config), data, fs, leads.split(","), unit, [t for t in tolerate.split(",") if t], batch_size=batch_size)
-        for p in results if format == "table" else save_predictions(results, out, format):
-            if format == "table": say(_line(p))
-            judged += not p.reason
-            if p.reason: failed.append(f"{p.path or p.name}: {p.reason}")
-            elif picture and (why := _save_picture(p, pictures, taken, config["thresholds"])): say(f"{p.path}: {why}")
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_predict: {str(e).removeprefix('predict: ')}")
+    if format == "table" and out: raise EcgmmError(f"predict: {out} must end with .csv or .json, or give --format")
+    net, config = open_model(model, cpu)
+    results = predictions((net, config), data, fs, leads.split(","), unit, [t for t in tolerate.split(",") if t], batch_size=batch_size)
+    for p in results if format == "table" else save_predictions(results, out, format):
+        if format == "table": say(_line(p))
+        judged += not p.reason
+        if p.reason: failed.append(f"{p.path or p.name}: {p.reason}")
+        elif picture and (why := _save_picture(p, pictures, taken, config["thresholds"])): say(f"{p.path}: {why}")
     say(f"{judged} of {judged + len(failed)} recordings judged" + (f", written to {out}" if out else "") + (f", pictures in {pictures}" if taken else "") + ". This is not a medical device.")
     if failed: say("\n".join(["not judged:", *(f"  {line}" for line in failed)]))
-    if not judged: raise SystemExit("ecgmm_predict: no recording could be judged")
+    if not judged: raise EcgmmError("no recording could be judged")

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from .command import command
+from .command import EcgmmError, command
 from .byol import BYOL
 from .dino import DINO
 from .folds import make_groups
@@ -58,10 +58,10 @@ def make_method(
     teacher_temp=None,          # DINO's, at the first step and after the warm-up
 ):                              # a module that owns all that it trains; what is None stays at the method's default
     "A method by name, around a backbone."
-    if method not in METHODS: raise ValueError(f"make_method: simclr, byol or dino is needed, got {method!r}")
+    if method not in METHODS: raise EcgmmError(f"make_method: simclr, byol or dino is needed, got {method!r}")
     has = {"simclr": ("temperature",), "byol": ("momentum",), "dino": ("momentum", "n_prototypes", "teacher_temp")}[method]
     given = {k: v for k, v in dict(temperature=temperature, momentum=momentum, n_prototypes=n_prototypes, teacher_temp=teacher_temp).items() if v is not None}
-    if foreign := [k for k in given if k not in has]: raise ValueError(f"make_method: {method} has no {foreign[0]}, it has {', '.join(has)}")
+    if foreign := [k for k in given if k not in has]: raise EcgmmError(f"make_method: {method} has no {foreign[0]}, it has {', '.join(has)}")
     return METHODS[method](backbone.front, backbone.encoder, recipe(views or VIEWS[method], backbone.front.modality), **given)
 
 # %% ../nbs/23_pretrain.ipynb #48709553
@@ -105,7 +105,7 @@ def pretrain(
     folder, options, accelerator = Path(folder), options or {}, Accelerator(cpu=cpu)
     stores, rows = [store, *unlabelled], allowed_rows(store, fold, unlabelled, transductive)
     for other in unlabelled:
-        if other.meta["options"] != store.meta["options"]: raise ValueError(f"pretrain: stores prepared alike are needed, {store.folder} has {store.meta['options']}, {other.folder} {other.meta['options']}")
+        if other.meta["options"] != store.meta["options"]: raise EcgmmError(f"pretrain: stores prepared alike are needed, {store.folder} has {store.meta['options']}, {other.folder} {other.meta['options']}")
     config = dict(modality=modality, encoder=encoder or ENCODERS.get(modality, ""))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -141,14 +141,14 @@ def load_pretrained(
     "A pre-trained backbone; an error if it has seen what is held out, unless it was openly transductive."
     folder = Path(folder)
     backbone, config = load_model(folder / "model", Backbone.from_config)
-    if "pretraining" not in config: raise ValueError(f"load_pretrained: {folder / 'model'} was not made by pretrain")
+    if "pretraining" not in config: raise EcgmmError(f"load_pretrained: {folder / 'model'} was not made by pretrain")
     if store is not None and not config["folds"]["transductive"]:
-        if not (folder / "seen.csv").is_file(): raise ValueError(f"load_pretrained: {folder / 'seen.csv'} is missing: without the list of what was seen nobody knows whether test recordings were")
+        if not (folder / "seen.csv").is_file(): raise EcgmmError(f"load_pretrained: {folder / 'seen.csv'} is missing: without the list of what was seen nobody knows whether test recordings were")
         seen = pd.read_csv(folder / "seen.csv", dtype=str, keep_default_na=False)
         rows = store.split(fold, labelled=False)
         held = store.records.iloc[np.concatenate([rows["tune"], rows["test"]])]
         leaked = seen[seen["hash"].isin(held["hash"]) | (seen["patient"].isin(held["patient"]) & (seen["patient"] != "")) | (seen["source"] == fold)]
-        if len(leaked): raise ValueError(f"load_pretrained: {folder} was trained on {len(leaked)} recordings that are held out here, or whose patients are ({leaked['name'].iloc[0]} is one): pre-train it for this fold")
+        if len(leaked): raise EcgmmError(f"load_pretrained: {folder} was trained on {len(leaked)} recordings that are held out here, or whose patients are ({leaked['name'].iloc[0]} is one): pre-train it for this fold")
     return backbone, config
 
 # %% ../nbs/23_pretrain.ipynb #6ec7e780
@@ -182,10 +182,8 @@ def ecgmm_pretrain(
     "Pre-train an encoder without labels on the train role of a fold and on further stores."
     out = out or f"models/{method}-{modality}-fold{fold}"
     options = {k: v for k, v in dict(temperature=temperature, momentum=momentum, n_prototypes=n_prototypes, teacher_temp=None if teacher_temp is None else (teacher_temp, teacher_temp)).items() if v is not None}
-    try:
-        others = [Store(s) for s in unlabelled.split(",") if s]
-        history = pretrain(Store(store), out, as_fold(fold), method, modality, encoder, others, transductive, views, n_windows, epochs, batch_size, per_record, lr, weight_decay, options,
-                           probe_every, seed, precision, cpu, resume)
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_pretrain: {e}")
+    others = [Store(s) for s in unlabelled.split(",") if s]
+    history = pretrain(Store(store), out, as_fold(fold), method, modality, encoder, others, transductive, views, n_windows, epochs, batch_size, per_record, lr, weight_decay, options,
+                       probe_every, seed, precision, cpu, resume)
     print(f"{method}, {modality}, test fold {fold}{', transductive' * transductive}; backbone in {Path(out) / 'model'}, what it saw in {Path(out) / 'seen.csv'}")
     print(json.dumps({k: round(v, 4) for k, v in history[-1].items()}))

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
+from .command import EcgmmError
 from .data import plot_ecg
 from .windows import Windows
 
@@ -62,7 +63,7 @@ def knn_probabilities(
     k: int = 10,           # neighbours that vote
 ) -> np.ndarray:           # (N, 24): the share of the votes, each weighted by its cosine
     "What the k most similar recordings have."
-    if not 1 <= k <= len(h_train): raise ValueError(f"knn_probabilities: k from 1 to {len(h_train)} is needed, got {k}")
+    if not 1 <= k <= len(h_train): raise EcgmmError(f"knn_probabilities: k from 1 to {len(h_train)} is needed, got {k}")
     if len(h) > 1024: return np.concatenate([knn_probabilities(h_train, y_train, part, k) for part in np.array_split(h, len(h) // 1024 + 1)])   # the table of cosines stays small
     unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
     cosine = unit(h) @ unit(h_train).T
@@ -92,7 +93,7 @@ def plane(
     seed: int = 0,   # of the layout
 ) -> np.ndarray:     # (N, 2): a map in which neighbours stay neighbours; its axes and its distances between far points mean nothing
     "t-SNE of the directions of features."
-    if len(h) < 4: raise ValueError(f"plane: at least four recordings are needed for a map, got {len(h)}")
+    if len(h) < 4: raise EcgmmError(f"plane: at least four recordings are needed for a map, got {len(h)}")
     unit = h / np.linalg.norm(h, axis=1, keepdims=True).clip(1e-12)
     return TSNE(perplexity=min(30, (len(h) - 1) / 3), init="pca", random_state=seed).fit_transform(unit.astype(np.float32))
 
@@ -104,7 +105,7 @@ def plot_plane(
     title: str = "",  # stands above it
 ):                    # the matplotlib axes
     "A map of recordings, coloured by tag; the tag 'other' is grey and lies below."
-    if len(tags) != len(xy): raise ValueError(f"plot_plane: a tag for each of {len(xy)} recordings is needed, got {len(tags)}")
+    if len(tags) != len(xy): raise EcgmmError(f"plot_plane: a tag for each of {len(xy)} recordings is needed, got {len(tags)}")
     if ax is None: ax = plt.subplots(figsize=(4, 3.4))[1]
     for k, tag in enumerate(sorted(set(tags), key=lambda t: (t == "other", t))):
         at, rest = np.asarray(tags) == tag, tag == "other"
@@ -121,7 +122,7 @@ def neighbours(
     n: int = 3,       # how many, fewer than N
 ) -> np.ndarray:      # (n,) the recordings with the most similar features, itself left out, the most similar first
     "Nearest neighbours by cosine."
-    if not 1 <= n < len(h): raise ValueError(f"neighbours: n from 1 to {len(h) - 1} is needed, got {n}")
+    if not 1 <= n < len(h): raise EcgmmError(f"neighbours: n from 1 to {len(h) - 1} is needed, got {n}")
     unit = h / np.linalg.norm(h, axis=1, keepdims=True).clip(1e-12)
     cosine = unit @ unit[i]
     cosine[i] = -np.inf

@@ -26,7 +26,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from . import __version__
-from .command import command
+from .command import EcgmmError, command
 from .comparison import results_file, save_comparison
 from .data import ABBREVIATIONS, FS
 from .predict import open_model, plot_prediction, predictions
@@ -229,7 +229,7 @@ def write_report(
     out, folder, esc = Path(out), Path(folder), html.escape
     scores, where = read_scores(out), circumstances()
     folds = numbered(scores)
-    if folds.empty: raise ValueError(f"write_report: a study with a numbered fold is needed, {out} has left-out sources alone; their figures are in scores.csv")
+    if folds.empty: raise EcgmmError(f"write_report: a study with a numbered fold is needed, {out} has left-out sources alone; their figures are in scores.csv")
     parts = [f"<h1>{esc(title)}</h1><p class='note'>{esc(note)}</p>",
              f"<p>{len(store)} recordings from {store.records['source'].nunique()} sources in {store.meta['n_folds']} folds; tested on {_named('fold', folds['fold'])}, trained with {_named('seed', scores['seed'])}. "
              "Weights from <b>train</b>, epoch, calibration and thresholds from <b>tune</b>, figures on <b>test</b>.</p>",
@@ -268,7 +268,7 @@ def study_settings(
     lr: float = None,              # highest rate of fine-tuning and fusion
 ) -> dict:                         # as `study` takes them; what is None stays at the size's own
     "What a study is told: for the small networks the settings of the study on real recordings; for the paper's size the same with its encoders and larger batches (not tried at full length)."
-    if size not in ("paper", "small"): raise ValueError(f"study_settings: the size paper or small is needed, got {size!r}")
+    if size not in ("paper", "small"): raise EcgmmError(f"study_settings: the size paper or small is needed, got {size!r}")
     settings = copy.deepcopy(REAL)
     if size == "paper":
         for m, name in (("signal", "xresnet1d50"), ("spectrogram", "se_resnet34")): settings[m]["encoder"] = name
@@ -301,22 +301,20 @@ def ecgmm_reproduce(
     cpu: bool = False,                            # leave an accelerator alone
 ):
     "The whole study: pre-train, fine-tune, fuse, choose thresholds, judge by both protocols, and write the report."
-    try:
-        words = lambda text: [w for w in text.split(",") if w]
-        if not re.fullmatch(r"\d+/\d+", part): raise ValueError(f"a part such as 1/2 is needed, got {part!r}")
-        i, n = (int(v) for v in part.split("/"))
-        settings, prepared = study_settings(size, epochs, pretrain_epochs, batch_size, lr), Store(store)
-        wanted = [as_fold(k) for k in words(folds)]
-        wanted += [s for s in sorted(set(prepared.records["source"][prepared.records["labelled"] == 1])) if leave_out and s not in wanted]
-        where = circumstances() | dict(settings=settings, store_folds=prepared.meta["fold_hash"], recordings=len(prepared))
-        scores = study(prepared, out, wanted, words(models), words(arms), [int(k) for k in words(seeds)], [Store(s) for s in words(unlabelled)], settings, best_by, search, calibration, (i - 1, n), cpu=cpu)
-        if n > 1: return print(f"part {part} is done; a call without --part gathers all parts")
-        (Path(out) / "circumstances.json").write_text(json.dumps(where, indent=1))
-        save_comparison(Path(out) / "answers", *as_comparison(out, scores))
-        pd.concat([class_scores(out, scores, *pair).assign(model=pair[0], arm=pair[1]) for pair in numbered(scores)[["model", "arm"]].drop_duplicates().itertuples(index=False, name=None)]).round(4).to_csv(Path(out) / "classes.csv", index_label="class")
-        search_scores(out, scores).round(4).to_csv(Path(out) / "searches.csv", index=False)
-        page = write_report(prepared, out, Path(out) / "report", f"Study of {Path(store).name}", f"{size} networks; arms {arms}.")
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_reproduce: {e}")
+    words = lambda text: [w for w in text.split(",") if w]
+    if not re.fullmatch(r"\d+/\d+", part): raise EcgmmError(f"a part such as 1/2 is needed, got {part!r}")
+    i, n = (int(v) for v in part.split("/"))
+    settings, prepared = study_settings(size, epochs, pretrain_epochs, batch_size, lr), Store(store)
+    wanted = [as_fold(k) for k in words(folds)]
+    wanted += [s for s in sorted(set(prepared.records["source"][prepared.records["labelled"] == 1])) if leave_out and s not in wanted]
+    where = circumstances() | dict(settings=settings, store_folds=prepared.meta["fold_hash"], recordings=len(prepared))
+    scores = study(prepared, out, wanted, words(models), words(arms), [int(k) for k in words(seeds)], [Store(s) for s in words(unlabelled)], settings, best_by, search, calibration, (i - 1, n), cpu=cpu)
+    if n > 1: return print(f"part {part} is done; a call without --part gathers all parts")
+    (Path(out) / "circumstances.json").write_text(json.dumps(where, indent=1))
+    save_comparison(Path(out) / "answers", *as_comparison(out, scores))
+    pd.concat([class_scores(out, scores, *pair).assign(model=pair[0], arm=pair[1]) for pair in numbered(scores)[["model", "arm"]].drop_duplicates().itertuples(index=False, name=None)]).round(4).to_csv(Path(out) / "classes.csv", index_label="class")
+    search_scores(out, scores).round(4).to_csv(Path(out) / "searches.csv", index=False)
+    page = write_report(prepared, out, Path(out) / "report", f"Study of {Path(store).name}", f"{size} networks; arms {arms}.")
     print(summary(scores).to_string())
     print(f"\nby the paper's protocol, optimistic:\n{summary(scores, 'paper').to_string()}")
     print(f"\n{out}: scores.csv, answers.csv and .npz (ranks, for paired intervals), sources.csv, classes.csv, searches.csv\nreport: {page}")
@@ -333,19 +331,17 @@ def ecgmm_demo(
 ):
     "The whole study, small, on simulated recordings: simulate, prepare, pre-train, fine-tune, fuse, choose thresholds, judge, report. On two cores in minutes."
     start, out = time.time(), Path(out)
-    try:
-        done, wanted = out / "hospitals" / "done", f"n={n} seed={seed}"
-        if done.is_file() and done.read_text() != wanted: raise ValueError(f"{out} holds a demo with {done.read_text()}, {wanted} needs another folder")
-        if not done.is_file():
-            synthesize(out / "hospitals", n=n, seed=seed)
-            done.write_text(wanted)
-        store = prepare(out / "hospitals", out / "store", patients=out / "hospitals" / "patients.csv")
-        print(source_table(store.records).to_string())
-        settings = study_settings("small", epochs, pretrain_epochs)
-        for m in ("signal", "spectrogram"): settings[m]["pretrain"] |= dict(batch_size=64)
-        scores = study(store, out / "study", [as_fold(k) for k in folds.split(",")], [m for m in MODELS if m != "balanced"], seeds=(seed,), settings=settings, cpu=not torch.cuda.is_available())
-        page = write_report(store, out / "study", out / "report", "ecgmm on simulated recordings",
-                            f"{n} recordings of a simulator, not of patients: this shows that the parts work together, and nothing about hearts.")
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_demo: {e}")
+    done, wanted = out / "hospitals" / "done", f"n={n} seed={seed}"
+    if done.is_file() and done.read_text() != wanted: raise EcgmmError(f"{out} holds a demo with {done.read_text()}, {wanted} needs another folder")
+    if not done.is_file():
+        synthesize(out / "hospitals", n=n, seed=seed)
+        done.write_text(wanted)
+    store = prepare(out / "hospitals", out / "store", patients=out / "hospitals" / "patients.csv")
+    print(source_table(store.records).to_string())
+    settings = study_settings("small", epochs, pretrain_epochs)
+    for m in ("signal", "spectrogram"): settings[m]["pretrain"] |= dict(batch_size=64)
+    scores = study(store, out / "study", [as_fold(k) for k in folds.split(",")], [m for m in MODELS if m != "balanced"], seeds=(seed,), settings=settings, cpu=not torch.cuda.is_available())
+    page = write_report(store, out / "study", out / "report", "ecgmm on simulated recordings",
+                        f"{n} recordings of a simulator, not of patients: this shows that the parts work together, and nothing about hearts.")
     print(summary(scores).to_string())
     print(f"\n{time.time() - start:.0f} s. Open {page}")

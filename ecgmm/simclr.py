@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional
 
+from .command import EcgmmError
 from .models import mlp
 from .probes import embedding_spread
 from .spectrogram import FrontEnd
@@ -42,7 +43,7 @@ def gather_with_gradient(
     sizes = [torch.zeros(1, dtype=torch.int64, device=z.device) for _ in range(world)]
     dist.all_gather(sizes, torch.full_like(sizes[0], len(z)))
     sizes = torch.cat(sizes).tolist()
-    if len(set(sizes)) > 1: raise ValueError(f"gather_with_gradient: as many rows from each process are needed, got {sizes}: take a batch size that the number of processes divides")
+    if len(set(sizes)) > 1: raise EcgmmError(f"gather_with_gradient: as many rows from each process are needed, got {sizes}: take a batch size that the number of processes divides")
     return _Gather.apply(z)
 
 # %% ../nbs/20_simclr.ipynb #976eaac9
@@ -53,14 +54,14 @@ def similarities(
     record: torch.Tensor = None, # (B,) which record each is of; two visits to one record are no negatives. None: all different
 ):                               # (2B, world * 2B): cosines over the temperature, -inf for who is no candidate; (2B,): the place of each one's partner
     "Whom each view could take for its partner, and how much it looks like that."
-    if z1.shape != z2.shape or z1.ndim != 2: raise ValueError(f"similarities: two (B, D) of one shape are needed, got {tuple(z1.shape)} and {tuple(z2.shape)}")
-    if not temperature > 0: raise ValueError(f"similarities: a temperature above 0 is needed, got {temperature}")
+    if z1.shape != z2.shape or z1.ndim != 2: raise EcgmmError(f"similarities: two (B, D) of one shape are needed, got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    if not temperature > 0: raise EcgmmError(f"similarities: a temperature above 0 is needed, got {temperature}")
     b, rank = len(z1), processes()[0]
     record = rank * b + torch.arange(b, device=z1.device) if record is None else record.to(z1.device)
-    if len(record) != b: raise ValueError(f"similarities: a record number for each of the {b} pairs is needed, got {len(record)}")
+    if len(record) != b: raise EcgmmError(f"similarities: a record number for each of the {b} pairs is needed, got {len(record)}")
     mine, owner = functional.normalize(torch.cat([z1, z2]).float(), dim=1), record.repeat(2)     # (2B, D), (2B,): of this process
     everyone, owners = gather_with_gradient(mine), gather_with_gradient(owner)
-    if len(everyone) < 4: raise ValueError("similarities: at least two pairs of views are needed, or there is nobody to tell apart")
+    if len(everyone) < 4: raise EcgmmError("similarities: at least two pairs of views are needed, or there is nobody to tell apart")
     with torch.autocast(z1.device.type, enabled=False): cosine = mine @ everyone.T               # three digits, as bf16 has, are too few for what is divided by 0.1
     partner = rank * 2 * b + torch.arange(2 * b, device=z1.device).roll(b)                       # mine have theirs b places away, within my part of everyone
     no_candidate = (owner[:, None] == owners).scatter(1, partner[:, None], False)                # itself, and all other views of its record
@@ -91,8 +92,8 @@ class SimCLR(nn.Module):
         super().__init__()
         self.front, self.encoder, self.temperature = front, encoder, temperature
         self.groups = recipe("pair", front.modality) if groups is None else groups
-        if [g.n for g in self.groups] != [2]: raise ValueError(f"SimCLR: one group of two views is needed, got groups of {[g.n for g in self.groups]}")
-        if not temperature > 0: raise ValueError(f"SimCLR: a temperature above 0 is needed, got {temperature}")
+        if [g.n for g in self.groups] != [2]: raise EcgmmError(f"SimCLR: one group of two views is needed, got groups of {[g.n for g in self.groups]}")
+        if not temperature > 0: raise EcgmmError(f"SimCLR: a temperature above 0 is needed, got {temperature}")
         self.projector = mlp(encoder.n_out, hidden, dim)
 
     def loss(self,

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.nn import functional
 
+from .command import EcgmmError
 from .data import FS, LEADS
 
 # %% ../nbs/02_spectrogram.ipynb #624acbe7
@@ -40,7 +41,7 @@ class Spectrogram(nn.Module):
     ) -> torch.Tensor:     # (B, L, F, S) mV: F = nperseg // 2 + 1 bins of FS / nperseg Hz, S = 1 + ceil((T - 1) / 13) frames for 25
         "Frames, then one matrix product, then magnitudes."
         n, half = self.nperseg, self.nperseg // 2
-        if x.ndim != 3 or x.shape[-1] < n: raise ValueError(f"Spectrogram: (B, L, T) with T >= {n} samples is needed, got {tuple(x.shape)}")
+        if x.ndim != 3 or x.shape[-1] < n: raise EcgmmError(f"Spectrogram: (B, L, T) with T >= {n} samples is needed, got {tuple(x.shape)}")
         if x.device.type == "cpu" and len(x) > 32: return torch.cat([self(part) for part in x.split(32)])   # stays in the cache
         x = functional.pad(x, (half, half + -(x.shape[-1] + 2 * half - n) % self.hop))
         frames = x.unfold(-1, n, self.hop)                                          # (B, L, S, n), a view
@@ -76,14 +77,14 @@ def _pool(parts):
         n, delta = n + n_new, mean_new - mean
         spread = spread + (v - mean_new[:, None]).square().sum(1) + delta.square() * (n - n_new) * n_new / n
         mean = mean + delta * n_new / n
-    if not n: raise ValueError("FrontEnd.fit: at least one window is needed, got none")
-    if not mean.isfinite().all(): raise ValueError(f"FrontEnd.fit: finite samples are needed, lead {LEADS[int((~mean.isfinite()).nonzero()[0])]} has others")
-    if (spread == 0).any(): raise ValueError(f"FrontEnd.fit: lead {LEADS[int((spread == 0).nonzero()[0])]} is constant in all {n} values")
+    if not n: raise EcgmmError("FrontEnd.fit: at least one window is needed, got none")
+    if not mean.isfinite().all(): raise EcgmmError(f"FrontEnd.fit: finite samples are needed, lead {LEADS[int((~mean.isfinite()).nonzero()[0])]} has others")
+    if (spread == 0).any(): raise EcgmmError(f"FrontEnd.fit: lead {LEADS[int((spread == 0).nonzero()[0])]} is constant in all {n} values")
     return mean, (spread / n).sqrt()
 
 
 def _check_windows(who, x):
-    if x.ndim != 3 or x.shape[1] != len(LEADS): raise ValueError(f"{who}: windows (B, 12, T) in mV are needed, got {tuple(x.shape)}")
+    if x.ndim != 3 or x.shape[1] != len(LEADS): raise EcgmmError(f"{who}: windows (B, 12, T) in mV are needed, got {tuple(x.shape)}")
     return x
 
 # %% ../nbs/02_spectrogram.ipynb #a527c5e2
@@ -94,7 +95,7 @@ class FrontEnd(nn.Module):
         modality: str,  # "signal" or "spectrogram"
     ):
         super().__init__()
-        if modality not in ("signal", "spectrogram"): raise ValueError(f'FrontEnd: modality "signal" or "spectrogram" is needed, got {modality!r}')
+        if modality not in ("signal", "spectrogram"): raise EcgmmError(f'FrontEnd: modality "signal" or "spectrogram" is needed, got {modality!r}')
         self.modality = modality
         self.transform = nn.Identity() if modality == "signal" else Spectrogram()
         shape = (len(LEADS), 1) if modality == "signal" else (len(LEADS), 1, 1)
@@ -120,7 +121,7 @@ class FrontEnd(nn.Module):
         v: torch.Tensor,  # (B, 12, T) or (B, 12, F, S) mV: what `transform` makes of windows
     ) -> torch.Tensor:    # the same shape, no unit
         "Take each lead's mean away and divide by its standard deviation."
-        if not self.fitted: raise ValueError("FrontEnd: statistics are needed first: call fit(batches) with training windows, or load a model")
+        if not self.fitted: raise EcgmmError("FrontEnd: statistics are needed first: call fit(batches) with training windows, or load a model")
         return (v - self.mean) / self.std
 
     def forward(self,

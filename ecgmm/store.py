@@ -22,7 +22,7 @@ import pandas as pd
 from scipy.signal import butter, sosfiltfilt
 from tqdm.auto import tqdm
 
-from .command import command
+from .command import EcgmmError, command
 from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, label_vector, read_record, resample
 from .folds import ROLES, make_folds, make_groups, read_patients, roles
 
@@ -58,18 +58,18 @@ def prepare_samples(
 ) -> tuple:                     # (T, 12) int16 µV at 100 Hz, and a dict of what `records.csv` says of the samples
     "Samples as every model of ours is given them; `ValueError` says why they cannot be taken."
     x = np.asarray(x, np.float32)
-    if x.ndim != 2 or len(x) != len(LEADS): raise ValueError(f"prepare_samples: (12, T) in mV is needed, got {x.shape}")
+    if x.ndim != 2 or len(x) != len(LEADS): raise EcgmmError(f"prepare_samples: (12, T) in mV is needed, got {x.shape}")
     seconds = x.shape[1] / fs
-    if not _SHORTEST <= seconds <= _LONGEST: raise ValueError(f"{seconds:.2f} s long, between {_SHORTEST:g} and {_LONGEST:g} s are needed")
+    if not _SHORTEST <= seconds <= _LONGEST: raise EcgmmError(f"{seconds:.2f} s long, between {_SHORTEST:g} and {_LONGEST:g} s are needed")
     missing = np.isnan(x).mean(axis=1)
     if missing.max() > max_missing:
         worst = missing.argmax()
-        raise ValueError(f"{missing[worst]:.0%} of lead {LEADS[worst]} is missing, at most {max_missing:.0%} can be bridged")
+        raise EcgmmError(f"{missing[worst]:.0%} of lead {LEADS[worst]} is missing, at most {max_missing:.0%} can be bridged")
     if missing.any(): x = _bridge(x.copy())
     peak = np.abs(x).max(axis=1)
-    if peak.max() > _LIMIT and (np.abs(x) > _LIMIT).mean() > 0.01: raise ValueError(f"values up to {peak.max():.0f} mV: the unit or the gain is wrong")
+    if peak.max() > _LIMIT and (np.abs(x) > _LIMIT).mean() > 0.01: raise EcgmmError(f"values up to {peak.max():.0f} mV: the unit or the gain is wrong")
     flat = np.ptp(x, axis=1) == 0
-    if flat.all(): raise ValueError("all twelve leads are flat")
+    if flat.all(): raise EcgmmError("all twelve leads are flat")
     clipped = _held(x, fs) & ~flat
     einthoven = np.abs(x[0] + x[2] - x[1]).max() * 1000
     x = resample(x, fs)
@@ -89,7 +89,7 @@ def prepare_record(
     "One file, ready for the store; `ValueError` says why it cannot be taken."
     r = read_record(path, derive)
     try: x, facts = prepare_samples(r.x, r.fs, denoise, max_missing)
-    except ValueError as e: raise ValueError(f"{path}: {e}") from None
+    except ValueError as e: raise EcgmmError(f"{path}: {e}") from None
     return x, dict(name=r.name, age=r.age, sex=r.sex, labelled=int(bool(r.codes)), codes=" ".join(r.codes), **facts)
 
 # %% ../nbs/06_store.ipynb #d5e9dadb
@@ -195,21 +195,21 @@ class Store:
     ):
         self.folder = Path(folder)
         try: self.meta = json.loads((self.folder / "meta.json").read_text())
-        except (OSError, ValueError) as e: raise ValueError(f"{self.folder}: not a store (no readable meta.json); make one with ecgmm_prepare") from e
+        except (OSError, ValueError) as e: raise EcgmmError(f"{self.folder}: not a store (no readable meta.json); make one with ecgmm_prepare") from e
         expected = dict(version=_VERSION, fs=FS, unit="uV", leads=list(LEADS), classes=[c.code for c in CLASSES])
         for key, value in expected.items():
-            if self.meta.get(key) != value: raise ValueError(f"{self.folder}: {key} is {self.meta.get(key)!r}, {value!r} is needed; prepare it again")
+            if self.meta.get(key) != value: raise EcgmmError(f"{self.folder}: {key} is {self.meta.get(key)!r}, {value!r} is needed; prepare it again")
         text = dict.fromkeys(("name", "source", "path", "codes", "sex", "flat", "clipped", "patient", "hash"), str)
         self.records = pd.read_csv(self.folder / "records.csv", dtype=text, keep_default_na=False, na_values={"age": ["", "nan"]})
         table = pd.read_csv(self.folder / "folds.csv", dtype={"path": str, "name": str})
-        if list(table["path"]) != list(self.records["path"]): raise ValueError(f"{self.folder}: folds.csv and records.csv do not list the same records")
+        if list(table["path"]) != list(self.records["path"]): raise EcgmmError(f"{self.folder}: folds.csv and records.csv do not list the same records")
         self.groups, self.folds = table["group"].to_numpy(), table["fold"].to_numpy()
         self.y = self.records[list(ABBREVIATIONS)].to_numpy(np.uint8)
         self.shards = []
         for k, length in enumerate(self.meta["shards"]):
             self.shards.append(np.load(self.folder / f"shard-{k:03d}.npy", mmap_mode="r"))
             if self.shards[-1].shape != (length, 12) or self.shards[-1].dtype != np.int16:
-                raise ValueError(f"{self.folder}/shard-{k:03d}.npy: ({length}, 12) int16 is needed, got {self.shards[-1].shape} {self.shards[-1].dtype}")
+                raise EcgmmError(f"{self.folder}/shard-{k:03d}.npy: ({length}, 12) int16 is needed, got {self.shards[-1].shape} {self.shards[-1].dtype}")
 
     def __len__(self): return len(self.records)
 
@@ -228,7 +228,7 @@ class Store:
         "What each recording is for. With a source: all of it is test, fold 0 of the others tune, the rest train; who shares a patient or samples with test is left out."
         if not isinstance(k, str): return roles(self.folds, k, self.meta["n_folds"])
         test = self.records["source"].to_numpy() == k
-        if not test.any(): raise ValueError(f"{self.folder}: no source {k!r}, there are {', '.join(sorted(set(self.records['source'])))}")
+        if not test.any(): raise EcgmmError(f"{self.folder}: no source {k!r}, there are {', '.join(sorted(set(self.records['source'])))}")
         beside = np.isin(self.groups, self.groups[test])
         return np.where(test, "test", np.where(beside, "", np.where(self.folds == 0, "tune", "train")))
 
@@ -324,25 +324,25 @@ def prepare(
     progress: bool = True,      # show a progress bar
 ) -> Store:
     "Make a `Store` from a folder tree; what is there already is not done again, and what cannot be taken is listed."
-    if n_folds < len(ROLES): raise ValueError(f"prepare: at least {len(ROLES)} folds are needed, one for each of {', '.join(ROLES)}, got {n_folds}")
+    if n_folds < len(ROLES): raise EcgmmError(f"prepare: at least {len(ROLES)} folds are needed, one for each of {', '.join(ROLES)}, got {n_folds}")
     roots, store = [Path(d).resolve() for d in ([data] if isinstance(data, (str, Path)) else data)], Path(store)
     headers, lost, base = [], {}, Path(os.path.commonpath(roots))
     for root in roots:
-        if not root.is_dir(): raise ValueError(f"prepare: {root} is not a folder")
+        if not root.is_dir(): raise EcgmmError(f"prepare: {root} is not a folder")
         found, unusable = find_records(root)
-        if not found: raise ValueError(f"prepare: no WFDB header (.hea) below {root}")
+        if not found: raise EcgmmError(f"prepare: no WFDB header (.hea) below {root}")
         headers += [root.relative_to(base) / h for h in found]
         lost |= {str(root.relative_to(base) / p): why for p, why in unusable.items()}
-    if len(set(headers)) < len(headers): raise ValueError(f"prepare: one of {', '.join(map(str, roots))} lies in another")
+    if len(set(headers)) < len(headers): raise EcgmmError(f"prepare: one of {', '.join(map(str, roots))} lies in another")
     options = dict(denoise=denoise, derive=derive, max_missing=max_missing)
     parts = _parts(base, headers)
     who = read_patients(patients) if patients else {}
-    if patients and not {h.stem for h in headers} & set(who): raise ValueError(f"prepare: {patients} names none of the {len(headers)} records")
+    if patients and not {h.stem for h in headers} & set(who): raise EcgmmError(f"prepare: {patients} names none of the {len(headers)} records")
     made_from = hashlib.blake2b(json.dumps([_VERSION, options, seed, n_folds, [p for _, p in parts], sorted(who.items()), sorted(lost.items())]).encode(), digest_size=12).hexdigest()
     if store.exists():
-        if not (store / "meta.json").is_file(): raise ValueError(f"prepare: {store} is there already and is not a store; choose another name")
+        if not (store / "meta.json").is_file(): raise EcgmmError(f"prepare: {store} is there already and is not a store; choose another name")
         if json.loads((store / "meta.json").read_text()).get("made_from") == made_from and not overwrite: return Store(store)
-        if not overwrite: raise ValueError(f"prepare: {store} is there already and was made from other files or options; choose another name or --overwrite")
+        if not overwrite: raise EcgmmError(f"prepare: {store} is there already and was made from other files or options; choose another name or --overwrite")
     target = store.with_name(store.name + ".part")
     target.mkdir(parents=True, exist_ok=True)
     jobs = [(k, part, f"{_VERSION}:{sorted(options.items())}:{fp}") for k, (part, fp) in enumerate(parts)]
@@ -371,7 +371,7 @@ def _finish(target, done, lost, who, settings):
     rows = pd.DataFrame([row for part in done for row in part["rows"]])
     skipped = lost | {path: why for part in done for path, why in part["skipped"].items()}
     _write_csv(target / "skipped.csv", pd.DataFrame(sorted(skipped.items()), columns=["path", "reason"]))
-    if not len(rows): raise ValueError(f"prepare: none of the {len(skipped)} files can be used; {target / 'skipped.csv'} says why")
+    if not len(rows): raise EcgmmError(f"prepare: none of the {len(skipped)} files can be used; {target / 'skipped.csv'} says why")
     y = np.stack([label_vector(codes.split()) for codes in rows["codes"]])
     rows["patient"] = [who.get(name, "") for name in rows["name"]]
     first = ["name", "source", "path", "shard", "start", "length", "fs", "seconds", "age", "sex", "labelled", "codes", "patient", "hash", "missing", "flat", "clipped", "einthoven"]
@@ -401,8 +401,7 @@ def ecgmm_prepare(
     workers: int = None,         # processes; all cores if not given
 ):
     "Prepare a folder of 12-lead WFDB records: one store at 100 Hz, with folds, a data card, and a reason for every file left out."
-    try: made = prepare(data.split(","), store, denoise, derive, max_missing, patients, seed, n_folds, overwrite, workers)
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_prepare: {e}")
+    made = prepare(data.split(","), store, denoise, derive, max_missing, patients, seed, n_folds, overwrite, workers)
     skipped = pd.read_csv(made.folder / "skipped.csv")
     print(source_table(made.records).to_string())
     doubled = made.records["hash"].duplicated().sum()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .command import EcgmmError
 from .comparison import FIGURES, SETTINGS, finetune_stage, pretrain_stage, ranks
 from .data import ABBREVIATIONS
 from .finetune import CHOICES
@@ -79,7 +80,7 @@ def judge_stage(
     def make(folder):
         held = [dict(np.load(chosen_files(r, best_by)[1], allow_pickle=False)) for r in runs]
         mean = lambda key: np.mean([h[key] for h in held], axis=0)
-        if any(not np.array_equal(h["test_rows"], held[0]["test_rows"]) for h in held): raise ValueError(f"judge_stage: runs on the same recordings are needed, got {', '.join(r.name for r in runs)}")
+        if any(not np.array_equal(h["test_rows"], held[0]["test_rows"]) for h in held): raise EcgmmError(f"judge_stage: runs on the same recordings are needed, got {', '.join(r.name for r in runs)}")
         tune, test = ((held[0][f"{role}_y"], mean(f"{role}_prob")) for role in ("tune", "test"))
         late = mean("paper_prob") if all("paper_prob" in h for h in held) else test[1]
         scored = not np.isnan(challenge_score(test[0], test[0]))                   # normal recordings alone have no score, and nothing can be chosen on them
@@ -116,12 +117,12 @@ def study(
 ) -> pd.DataFrame:                       # a row per model, arm, fold and seed: the seven figures on test, with "paper_" before them those of the paper's protocol, and where the runs, the judgement and the chosen model with its predictions are
     "Train and judge every combination that is not done yet."
     out, rows, settings = Path(out), [], copy.deepcopy(settings or REAL)
-    if wrong := [m for m in models if m not in MODELS] + [a for a in arms if a not in ("scratch", *METHODS)]: raise ValueError(f"study: models among {', '.join(MODELS)} and arms among scratch, {', '.join(METHODS)} are needed, got {wrong[0]!r}")
+    if wrong := [m for m in models if m not in MODELS] + [a for a in arms if a not in ("scratch", *METHODS)]: raise EcgmmError(f"study: models among {', '.join(MODELS)} and arms among scratch, {', '.join(METHODS)} are needed, got {wrong[0]!r}")
     for what, given in dict(folds=folds, models=models, arms=arms, seeds=seeds).items():
-        if len(given) == 0 or len(set(given)) < len(given): raise ValueError(f"study: {what}, each once, are needed, got {list(given)}")
+        if len(given) == 0 or len(set(given)) < len(given): raise EcgmmError(f"study: {what}, each once, are needed, got {list(given)}")
     if search not in SEARCHES or calibration not in CALIBRATIONS or best_by not in CHOICES:      # said before hours of work
-        raise ValueError(f"study: a search among {', '.join(SEARCHES)}, a calibration among {', '.join(CALIBRATIONS)} and best_by among {', '.join(CHOICES)} are needed, got {search!r}, {calibration!r} and {best_by!r}")
-    if not 0 <= part[0] < part[1]: raise ValueError(f"study: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
+        raise EcgmmError(f"study: a search among {', '.join(SEARCHES)}, a calibration among {', '.join(CALIBRATIONS)} and best_by among {', '.join(CHOICES)} are needed, got {search!r}, {calibration!r} and {best_by!r}")
+    if not 0 <= part[0] < part[1]: raise EcgmmError(f"study: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
     for fold in folds: store.split(fold)                                           # a wrong fold is said before hours of work
     for told in settings.values(): told["finetune"] = told["finetune"] | dict(paper=True)
     for job, (seed, fold) in enumerate((s, k) for s in seeds for k in folds):
@@ -145,7 +146,7 @@ def read_scores(
 ) -> pd.DataFrame:       # what `study` returned
     "The table of a finished study."
     file = Path(out) / "scores.csv"
-    if not file.is_file(): raise ValueError(f"read_scores: {out} has no scores.csv: not a study, or not finished")
+    if not file.is_file(): raise EcgmmError(f"read_scores: {out} has no scores.csv: not a study, or not finished")
     return pd.read_csv(file, dtype={"fold": str}).assign(fold=lambda t: t["fold"].map(as_fold))
 
 # %% ../nbs/55_study.ipynb #9068aec6
@@ -161,7 +162,7 @@ def summary(
     protocol: str = "nested",   # or "paper", which is optimistic
 ) -> pd.DataFrame:              # a row per model and arm: the paper's columns, "mean ± standard deviation" over folds and seeds
     "The table that goes into a paper."
-    if protocol not in ("nested", "paper"): raise ValueError(f"summary: the protocol nested or paper is needed, got {protocol!r}")
+    if protocol not in ("nested", "paper"): raise EcgmmError(f"summary: the protocol nested or paper is needed, got {protocol!r}")
     start = "paper_" if protocol == "paper" else ""
     def cell(v): return f"{v.mean():.3f} ± {v.std(ddof=1):.3f}" if v.notna().sum() > 1 else f"{v.mean():.3f}" if v.notna().any() else "-"
     groups = numbered(scores).groupby(["model", "arm"], sort=False)
@@ -189,7 +190,7 @@ def pooled(
     "The judged test recordings of all folds together, of the first seed."
     t = scores[(scores["model"] == model) & (scores["arm"] == arm) & (scores["seed"] == scores["seed"].iloc[0])]
     t = numbered(t) if folds is None else t[t["fold"].isin(folds)]
-    if t.empty: raise ValueError(f"pooled: a model and arm of this study are needed, got {model} and {arm}")
+    if t.empty: raise EcgmmError(f"pooled: a model and arm of this study are needed, got {model} and {arm}")
     parts = []
     for name in t["judged"]:
         with np.load(Path(out) / name / "decisions.npz", allow_pickle=False) as d:
@@ -270,7 +271,7 @@ def as_comparison(
 ) -> tuple:                 # rows, ranks and labels in the form of `save_comparison`
     "A study's (calibrated) answers as ranks, for paired intervals of AUROC and average precision."
     t, all_ranks, ys, figures = numbered(scores), [], {}, []
-    if t.empty: raise ValueError("as_comparison: numbered folds are needed, got left-out sources alone")
+    if t.empty: raise EcgmmError("as_comparison: numbered folds are needed, got left-out sources alone")
     for r in t.itertuples():
         with np.load(Path(out) / r.judged / "decisions.npz", allow_pickle=False) as d: y, prob = d["y"], d["nested_prob"]
         ys[r.fold] = y

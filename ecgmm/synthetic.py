@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.signal import butter, sosfilt
 
-from .command import command
+from .command import EcgmmError, command
 from .data import ABBREVIATIONS, CLASSES, Record, write_record
 
 # %% ../nbs/01_synthetic.ipynb #7e58b25d
@@ -33,7 +33,7 @@ def electrodes_to_leads(
     v: np.ndarray,  # (9, T) mV at the electrodes, in the order of `ELECTRODES`
 ) -> np.ndarray:    # (12, T) float32 mV in the order of `LEADS`
     "What the machine computes: Einthoven's and Goldberger's limb leads, and chest leads against Wilson's terminal."
-    if len(v) != 9: raise ValueError(f"electrodes_to_leads: nine electrodes are needed, got {np.shape(v)}")
+    if len(v) != 9: raise EcgmmError(f"electrodes_to_leads: nine electrodes are needed, got {np.shape(v)}")
     ra, la, ll = v[:3]
     one, two = la - ra, ll - ra
     limb = [one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2]
@@ -385,9 +385,9 @@ def _checked(classes):
     "The classes, sorted, or a `ValueError` that names the unknown one or the two that exclude each other."
     c = [classes] if isinstance(classes, str) else list(classes)
     unknown = [k for k in c if k not in ABBREVIATIONS and k not in _UNSCORED]
-    if unknown: raise ValueError(f"simulate: unknown class {unknown[0]!r}, known are {', '.join(ABBREVIATIONS)} and the unscored {', '.join(_UNSCORED)}")
+    if unknown: raise EcgmmError(f"simulate: unknown class {unknown[0]!r}, known are {', '.join(ABBREVIATIONS)} and the unscored {', '.join(_UNSCORED)}")
     clash = [pair for pair in combinations(c, 2) if frozenset(pair) in _EXCLUDE]
-    if clash: raise ValueError(f"simulate: {clash[0][0]} and {clash[0][1]} exclude each other")
+    if clash: raise EcgmmError(f"simulate: {clash[0][0]} and {clash[0][1]} exclude each other")
     return sorted({"PVC" if k == "VEB" else k for k in c})
 
 # %% ../nbs/01_synthetic.ipynb #f5b60d67
@@ -404,8 +404,8 @@ def simulate(
 ) -> np.ndarray:              # (12, T) float32 mV in the order of `LEADS`
     "One 12-lead recording of a heart with the given diagnoses."
     c = _checked(classes)
-    if not (seconds >= 2 and 100 <= fs <= 10_000): raise ValueError(f"simulate: at least 2 s at 100 to 10,000 Hz are needed, got {seconds} s at {fs} Hz")
-    if noise < 0: raise ValueError(f"simulate: noise of size 0 or more is needed, got {noise}")
+    if not (seconds >= 2 and 100 <= fs <= 10_000): raise EcgmmError(f"simulate: at least 2 s at 100 to 10,000 Hz are needed, got {seconds} s at {fs} Hz")
+    if noise < 0: raise EcgmmError(f"simulate: noise of size 0 or more is needed, got {noise}")
     rng = np.random.default_rng(rng)
     heart = make_heart(c, np.random.default_rng(rng.integers(2**62) if person is None else person), age, sex)
     v = heart.torso @ heart_dipole(heart, make_rhythm(c, seconds, rng), seconds, fs, rng)
@@ -450,7 +450,7 @@ def sample_classes(
     have: str | None = None,  # a class that must be among them
 ) -> tuple:                   # abbreviations in the order of `ABBREVIATIONS`; may be empty
     "Draw a plausible combination of classes, about as often as the source has them."
-    if source not in _SOURCES: raise ValueError(f"sample_classes: unknown source {source!r}, known are {', '.join(_SOURCES)}")
+    if source not in _SOURCES: raise EcgmmError(f"sample_classes: unknown source {source!r}, known are {', '.join(_SOURCES)}")
     at, c = list(_SOURCES).index(source), {have} if have else set()
     p = {k: (n[at] / _SOURCES[source].size) ** _EVEN for k, n in _COUNTS.items()}
     fits = lambda k: not any(frozenset((k, other)) in _EXCLUDE for other in c)
@@ -518,8 +518,8 @@ def synthesize(
     workers: int | None = None, # threads; as many as processors if None
 ) -> pd.DataFrame:              # a row per record: name, source, path, fs, seconds, age, sex, classes, codes, patient
     "Write a database in the layout of the PhysioNet/CinC Challenge 2020."
-    if n < 1: raise ValueError(f"synthesize: at least one record is needed, got {n}")
-    if not (0 <= duplicates <= 0.5 and 0 <= repeats <= 0.5): raise ValueError(f"synthesize: shares between 0 and 0.5 are needed, got {duplicates} and {repeats}")
+    if n < 1: raise EcgmmError(f"synthesize: at least one record is needed, got {n}")
+    if not (0 <= duplicates <= 0.5 and 0 <= repeats <= 0.5): raise EcgmmError(f"synthesize: shares between 0 and 0.5 are needed, got {duplicates} and {repeats}")
     folder, rows = Path(folder), _plan(n, seed, least, duplicates, repeats)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool: list(pool.map(lambda row: _write(folder, seed, row), rows))
     table = pd.DataFrame(rows).drop(columns=["shown", "seed"])

@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from .command import command
+from .command import EcgmmError, command
 from .data import ABBREVIATIONS
 from .fusion import load_classifier
 from .metrics import _labels_and_prob, bootstrap_interval, challenge_score, challenge_terms, common_threshold, report
@@ -38,9 +38,9 @@ def _gain(terms, y, decided, k):
 def _checked(name, y, prob):
     "Labels as booleans, probabilities as float64: (N, 24) each, from 0 to 1."
     y, prob = _labels_and_prob(name, y, prob)
-    if y.shape[1] != len(ABBREVIATIONS): raise ValueError(f"{name}: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}")
+    if y.shape[1] != len(ABBREVIATIONS): raise EcgmmError(f"{name}: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}")
     outside = (prob < 0) | (prob > 1)
-    if outside.any(): raise ValueError(f"{name}: probabilities from 0 to 1 are needed, got {prob[outside][0]}")
+    if outside.any(): raise EcgmmError(f"{name}: probabilities from 0 to 1 are needed, got {prob[outside][0]}")
     return y, prob
 
 # %% ../nbs/50_thresholds.ipynb #66e4da35
@@ -101,7 +101,7 @@ def class_thresholds(
 ) -> np.ndarray:        # (24,) from 0 to 1, or just above 1 for "never"; decide prob >= threshold
     "A threshold per class by exact coordinate ascent of the Challenge score; with `prior` 0 and no `start` never below the common or the official ones on this fold."
     y, prob = _checked("class_thresholds", y, prob)
-    if prior < 0: raise ValueError(f"class_thresholds: a prior of 0 or more recordings is needed, got {prior}")
+    if prior < 0: raise EcgmmError(f"class_thresholds: a prior of 0 or more recordings is needed, got {prior}")
     positives, score = y.sum(axis=0), lambda t: challenge_score(y, prob >= t)
     held, common = positives == 0, common_threshold(y, prob)
     if start is None:
@@ -110,7 +110,7 @@ def class_thresholds(
         if score(found) < score(official): found = _ascend(y, prob, official, held)
     else:
         start = np.asarray(start, dtype=np.float64)
-        if start.shape != held.shape or not np.isfinite(start).all(): raise ValueError(f"class_thresholds: {len(held)} finite thresholds are needed as start, got {start.shape}")
+        if start.shape != held.shape or not np.isfinite(start).all(): raise EcgmmError(f"class_thresholds: {len(held)} finite thresholds are needed as start, got {start.shape}")
         found = _ascend(y, prob, start, held)
     if prior == 0: return found
     trust = positives / (positives + prior)
@@ -158,7 +158,7 @@ def expected_calibration_error(
 ) -> np.ndarray:        # (24,) from 0 to 1
     "How far probabilities and frequencies are apart, per class: the mean over bins, weighted by the recordings in them."
     y, prob = _checked("expected_calibration_error", y, prob)
-    if n_bins < 1: raise ValueError(f"expected_calibration_error: at least one bin is needed, got {n_bins}")
+    if n_bins < 1: raise EcgmmError(f"expected_calibration_error: at least one bin is needed, got {n_bins}")
     bins = np.minimum((prob * n_bins).astype(int), n_bins - 1)
     return np.array([np.abs(np.bincount(b, p - hit, n_bins)).sum() for b, p, hit in zip(bins.T, prob.T, y.T)]) / len(y)
 
@@ -174,7 +174,7 @@ def fit_calibration(
 ) -> dict:                     # plain JSON: "kind", and "temperature" (24 numbers) or "x" and "y" (24 lists each)
     "What turns probabilities into frequencies, class by class."
     y, prob = _checked("fit_calibration", y, prob)
-    if kind not in CALIBRATIONS: raise ValueError(f"fit_calibration: the kind temperature, isotonic or none is needed, got {kind!r}")
+    if kind not in CALIBRATIONS: raise EcgmmError(f"fit_calibration: the kind temperature, isotonic or none is needed, got {kind!r}")
     enough = np.minimum(y.sum(axis=0), (~y).sum(axis=0)) >= min_positives
     if kind == "none": return {"kind": kind}
     if kind == "temperature":
@@ -193,15 +193,15 @@ def calibrate(
     "Probabilities through the fitted temperatures or curves."
     prob, kind = np.asarray(prob, dtype=np.float64), calibration.get("kind")
     if prob.ndim != 2 or prob.shape[1] != len(ABBREVIATIONS) or not ((prob >= 0) & (prob <= 1)).all():
-        raise ValueError(f"calibrate: probabilities from 0 to 1 of shape (records, {len(ABBREVIATIONS)}) are needed, got {prob.shape}")
+        raise EcgmmError(f"calibrate: probabilities from 0 to 1 of shape (records, {len(ABBREVIATIONS)}) are needed, got {prob.shape}")
     if kind == "none": return prob
     needed = {"temperature": ("temperature",), "isotonic": ("x", "y")}.get(kind)
-    if needed is None: raise ValueError(f"calibrate: a calibration of kind temperature, isotonic or none is needed, got {kind!r}")
+    if needed is None: raise EcgmmError(f"calibrate: a calibration of kind temperature, isotonic or none is needed, got {kind!r}")
     for field in needed:
-        if len(calibration.get(field, ())) != len(ABBREVIATIONS): raise ValueError(f"calibrate: {len(ABBREVIATIONS)} entries are needed under {field!r}, got {len(calibration.get(field, ()))}")
+        if len(calibration.get(field, ())) != len(ABBREVIATIONS): raise EcgmmError(f"calibrate: {len(ABBREVIATIONS)} entries are needed under {field!r}, got {len(calibration.get(field, ()))}")
     if kind == "isotonic": return np.stack([np.interp(p, x, y) for p, x, y in zip(prob.T, calibration["x"], calibration["y"])], axis=1)
     t = np.asarray(calibration["temperature"], dtype=np.float64)
-    if not (np.isfinite(t) & (t > 0)).all(): raise ValueError("calibrate: temperatures above 0 are needed")
+    if not (np.isfinite(t) & (t > 0)).all(): raise EcgmmError("calibrate: temperatures above 0 are needed")
     return expit(logit(prob) / t)
 
 # %% ../nbs/50_thresholds.ipynb #bde762f2
@@ -235,16 +235,16 @@ def decide(
 ):                  # calibrated probabilities (N, 24), decisions (N, 24) bool
     "From a model's probabilities to its answers."
     t = config.get("thresholds")
-    if t is None: raise ValueError("decide: the config has no 'thresholds'; ecgmm_thresholds writes them")
+    if t is None: raise EcgmmError("decide: the config has no 'thresholds'; ecgmm_thresholds writes them")
     t = np.asarray(t, dtype=np.float64)
-    if t.shape != (len(ABBREVIATIONS),) or not np.isfinite(t).all(): raise ValueError(f"decide: {len(ABBREVIATIONS)} finite thresholds are needed, got {t.shape}")
+    if t.shape != (len(ABBREVIATIONS),) or not np.isfinite(t).all(): raise EcgmmError(f"decide: {len(ABBREVIATIONS)} finite thresholds are needed, got {t.shape}")
     prob = calibrate(config.get("calibration", {"kind": "none"}), prob)
     return prob, prob >= t
 
 # %% ../nbs/50_thresholds.ipynb #3a889dc0
 def _chosen(name, chosen_on, folds, search, calibration, draws, seed):
     "Calibration and thresholds from one of `folds`, figures on all of them, the interval on test."
-    if search not in SEARCHES: raise ValueError(f"{name}: a search among {', '.join(SEARCHES)} is needed, got {search!r}")
+    if search not in SEARCHES: raise EcgmmError(f"{name}: a search among {', '.join(SEARCHES)} is needed, got {search!r}")
     folds = {role: _checked(name, y, prob) for role, (y, prob) in folds.items()}
     fitted = fit_calibration(*folds[chosen_on], calibration)
     folds = {role: (y, calibrate(fitted, prob)) for role, (y, prob) in folds.items()}
@@ -266,7 +266,7 @@ def nested(
     seed: int = 0,                     # of these draws
 ) -> dict:                             # "thresholds", "calibration", reports "test" and "tune", 95 % "interval" of test's Challenge score, that score of all "searches"
     "Chosen on tune, reported on test."
-    if np.shape(tune[1]) == np.shape(test[1]) and np.array_equal(tune[1], test[1]): raise ValueError("nested: tune and test are the same recordings; the paper's way is called `optimistic`")
+    if np.shape(tune[1]) == np.shape(test[1]) and np.array_equal(tune[1], test[1]): raise EcgmmError("nested: tune and test are the same recordings; the paper's way is called `optimistic`")
     return dict(protocol="nested", optimistic=False, **_chosen("nested", "tune", {"tune": tune, "test": test}, search, calibration, draws, seed))
 
 
@@ -287,27 +287,27 @@ def chosen_files(
 ) -> tuple:         # its model folder, and the file with its predictions
     "Where a run keeps the model that was chosen by `best_by`, and its predictions."
     folder = Path(folder)
-    if best_by not in ("auroc", "auprc"): raise ValueError(f"choose: best_by auroc or auprc is needed, got {best_by!r}")
-    if not (folder / "model" / "config.json").is_file(): raise ValueError(f"choose: the folder of a finished run is needed, {folder} has no model/config.json")
+    if best_by not in ("auroc", "auprc"): raise EcgmmError(f"choose: best_by auroc or auprc is needed, got {best_by!r}")
+    if not (folder / "model" / "config.json").is_file(): raise EcgmmError(f"choose: the folder of a finished run is needed, {folder} has no model/config.json")
     _, config = load_classifier(folder / "model")
     own = config.get("settings", {}).get("best_by")
     ending = "" if own == best_by else f"-{best_by}"
     model, predictions = folder / f"model{ending}", folder / f"predictions{ending}.npz"
     for path in (model, predictions):
-        if not path.exists(): raise ValueError(f"choose: {folder} holds the model that was chosen by {own}; for {best_by} there is no {path.name}")
+        if not path.exists(): raise EcgmmError(f"choose: {folder} holds the model that was chosen by {own}; for {best_by} there is no {path.name}")
     return model, predictions
 
 
 def _read(path):
     "The predictions of tune and test, and the file's `paper_prob` or None."
     try: saved = dict(np.load(path, allow_pickle=False))
-    except (ValueError, OSError, EOFError, BadZipFile) as e: raise ValueError(f"choose: {path} cannot be read: {e}") from None
+    except (ValueError, OSError, EOFError, BadZipFile) as e: raise EcgmmError(f"choose: {path} cannot be read: {e}") from None
     for role in ("tune", "test"):
         for name in ("path", "y", "prob"):
-            if f"{role}_{name}" not in saved: raise ValueError(f"choose: {path} has no {role}_{name}")
+            if f"{role}_{name}" not in saved: raise EcgmmError(f"choose: {path} has no {role}_{name}")
     tune, test = ((saved[f"{role}_y"], saved[f"{role}_prob"]) for role in ("tune", "test"))
     shared = np.intersect1d(saved["tune_path"], saved["test_path"])
-    if len(shared): raise ValueError(f"choose: {path} has {len(shared)} recordings in tune and in test, {shared[0]} among them")
+    if len(shared): raise EcgmmError(f"choose: {path} has {len(shared)} recordings in tune and in test, {shared[0]} among them")
     return tune, test, saved["paper_prob"] if "paper_prob" in saved else None
 
 # %% ../nbs/50_thresholds.ipynb #ececfee6
@@ -322,7 +322,7 @@ def choose(
 ) -> dict:                             # what `nested` or `optimistic` says, for JSON (null where a figure does not exist)
     "Calibration and thresholds for a finished run: `thresholds.json` beside the model and, if nested, into the model folder; `thresholds-paper.json`, if not."
     folder = Path(folder)
-    if protocol not in ("nested", "paper"): raise ValueError(f"choose: the protocol nested or paper is needed, got {protocol!r}")
+    if protocol not in ("nested", "paper"): raise EcgmmError(f"choose: the protocol nested or paper is needed, got {protocol!r}")
     where, predictions = chosen_files(folder, best_by)
     tune, test, paper_prob = _read(predictions)
     settings = dict(search=search, calibration=calibration, draws=draws, seed=seed)
@@ -350,13 +350,11 @@ def ecgmm_thresholds(
     search: str = "shrunk",              # shrunk, exact, official or common
 ):
     "Calibrate a finished run and choose a threshold per class."
-    try:
-        found = choose(model, best_by, protocol, search, calibration)
-        if protocol == "paper":
-            tune, test, _ = _read(chosen_files(Path(model), best_by)[1])
-            columns = {"nested": nested(tune, test, search, calibration), "paper, optimistic": found}
-        else: columns = {"test": found, "tune": found | {"test": found["tune"], "interval": None}}
-    except (ValueError, OSError) as e: raise SystemExit(f"ecgmm_thresholds: {e}")
+    found = choose(model, best_by, protocol, search, calibration)
+    if protocol == "paper":
+        tune, test, _ = _read(chosen_files(Path(model), best_by)[1])
+        columns = {"nested": nested(tune, test, search, calibration), "paper, optimistic": found}
+    else: columns = {"test": found, "tune": found | {"test": found["tune"], "interval": None}}
     print(f"{model}, model chosen by {best_by}, search {search}, calibration {calibration}")
     print(" " * 12 + "".join(f"{name:>20}" for name in columns))
     for figure in found["test"]: print(f"{figure:<12}" + "".join(f"{'-' if (v := c['test'][figure]) is None else format(v, '.4f'):>20}" for c in columns.values()))

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import distributed as dist
 from torch import nn
 
+from .command import EcgmmError
 from . import __version__
 
 # %% ../nbs/11_training.ipynb #f9f9b105
@@ -39,7 +40,7 @@ def cosine(
     end: float,    # value at step n_steps - 1
 ) -> float:
     "Half a cosine wave from `start` at the first step to `end` at the last."
-    if not 0 <= step < n_steps: raise ValueError(f"cosine: a step from 0 to {n_steps - 1} is needed, got {step}")
+    if not 0 <= step < n_steps: raise EcgmmError(f"cosine: a step from 0 to {n_steps - 1} is needed, got {step}")
     if n_steps == 1: return start
     return end + (start - end) * (1 + math.cos(math.pi * step / (n_steps - 1))) / 2
 
@@ -52,8 +53,8 @@ def warmup_cosine(
     warmup: float = 0.1,   # share of the steps that the linear climb takes, from 0 to below 1
 ) -> float:
     "Linear climb from near 0 to `peak`, then a cosine down to `final`."
-    if not 0 <= warmup < 1: raise ValueError(f"warmup_cosine: a warm-up from 0 to below 1 (a share of the steps) is needed, got {warmup}")
-    if not 0 <= step < n_steps: raise ValueError(f"warmup_cosine: a step from 0 to {n_steps - 1} is needed, got {step}")
+    if not 0 <= warmup < 1: raise EcgmmError(f"warmup_cosine: a warm-up from 0 to below 1 (a share of the steps) is needed, got {warmup}")
+    if not 0 <= step < n_steps: raise EcgmmError(f"warmup_cosine: a step from 0 to {n_steps - 1} is needed, got {step}")
     climb = min(round(warmup * n_steps), n_steps - 1)
     if step < climb: return peak * (step + 1) / (climb + 1)
     return cosine(step - climb, n_steps - climb, peak, final)
@@ -66,9 +67,9 @@ def ema_update(
     momentum: float,     # m: 1 leaves the target as it is, 0 copies the source
 ):
     "Move each parameter and buffer of `target` towards `source`: target = momentum * target + (1 - momentum) * source."
-    if not 0 <= momentum <= 1: raise ValueError(f"ema_update: a momentum from 0 to 1 is needed, got {momentum}")
+    if not 0 <= momentum <= 1: raise EcgmmError(f"ema_update: a momentum from 0 to 1 is needed, got {momentum}")
     slow, fast = target.state_dict(), source.state_dict()
-    if slow.keys() != fast.keys(): raise ValueError(f"ema_update: target and source differ in {sorted(slow.keys() ^ fast.keys())[0]!r}")
+    if slow.keys() != fast.keys(): raise EcgmmError(f"ema_update: target and source differ in {sorted(slow.keys() ^ fast.keys())[0]!r}")
     for name, t in slow.items():
         if t.is_floating_point(): t.lerp_(fast[name].to(t.dtype), 1 - momentum)
         else: t.copy_(fast[name])
@@ -82,7 +83,7 @@ def _param_groups(method, weight_decay):
         scale = next((s for prefix, s in rates.items() if name.startswith(prefix)), 1.0)
         decays = p.ndim > 1
         groups.setdefault((scale, decays), {"params": [], "weight_decay": weight_decay if decays else 0.0, "scale": scale, "decays": decays})["params"].append(p)
-    if not groups: raise ValueError("fit: the method has no parameter that asks for a gradient")
+    if not groups: raise EcgmmError("fit: the method has no parameter that asks for a gradient")
     return list(groups.values())
 
 # %% ../nbs/11_training.ipynb #a80e9edf
@@ -132,9 +133,9 @@ def _read_checkpoint(path):
     try:
         with safe_open(path, "pt") as f:
             told, tensors = json.loads((f.metadata() or {}).get("ecgmm", "{}")), {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError, ValueError) as e: raise ValueError(f"{path}: the checkpoint cannot be read, it is damaged or something else: {e}") from e
-    if told.get("format") != _FORMAT: raise ValueError(f"{path}: not a checkpoint of fit ({_FORMAT!r} is needed, got {told.get('format')!r})")
-    if told.pop("checksum", None) != _checksum(tensors, told): raise ValueError(f"{path}: the checkpoint is damaged, its checksum does not fit")
+    except (SafetensorError, OSError, ValueError) as e: raise EcgmmError(f"{path}: the checkpoint cannot be read, it is damaged or something else: {e}") from e
+    if told.get("format") != _FORMAT: raise EcgmmError(f"{path}: not a checkpoint of fit ({_FORMAT!r} is needed, got {told.get('format')!r})")
+    if told.pop("checksum", None) != _checksum(tensors, told): raise EcgmmError(f"{path}: the checkpoint is damaged, its checksum does not fit")
     return told, tensors
 
 
@@ -142,14 +143,14 @@ def _load_checkpoint(path, method, optimizer, settings):
     "Put a checkpoint back into method and optimiser, if it belongs to the same run; returns its history and the best so far."
     told, tensors = _read_checkpoint(path)
     for key, value in settings.items():
-        if told["settings"].get(key) != value: raise ValueError(f"{path}: cannot resume: it was made with {key}={told['settings'].get(key)}, this run has {key}={value}")
+        if told["settings"].get(key) != value: raise EcgmmError(f"{path}: cannot resume: it was made with {key}={told['settings'].get(key)}, this run has {key}={value}")
     part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     here, there = method.state_dict(), part("model/")
     for k in [*here, *there]:
         shapes = [tuple(d[k].shape) if k in d else "missing" for d in (there, here)]
-        if shapes[0] != shapes[1]: raise ValueError(f"{path}: cannot resume: {k!r} is {shapes[0]} in the checkpoint and {shapes[1]} in the method")
+        if shapes[0] != shapes[1]: raise EcgmmError(f"{path}: cannot resume: {k!r} is {shapes[0]} in the checkpoint and {shapes[1]} in the method")
     trained = _trained(method, optimizer)
-    for k in sorted(set(trained) ^ set(told["trained"])): raise ValueError(f"{path}: cannot resume: {k!r} is {'trained' if k in trained else 'frozen'} now, and was not before")
+    for k in sorted(set(trained) ^ set(told["trained"])): raise EcgmmError(f"{path}: cannot resume: {k!r} is {'trained' if k in trained else 'frozen'} now, and was not before")
     method.load_state_dict(there)
     state = {i: part(f"optimizer/{name}/") for i, name in enumerate(trained)}
     optimizer.load_state_dict({"state": {i: s for i, s in state.items() if s}, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -165,7 +166,7 @@ class _Loss(nn.Module):
     def forward(self, batch, rng):
         with torch.autocast(rng.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss, figures = self.method.loss(batch, rng)
-        if taken := {"epoch", "loss", "lr", "seconds"} & figures.keys(): raise ValueError(f"fit: the history has a figure {taken.pop()!r} of its own, the method must name its figure otherwise")
+        if taken := {"epoch", "loss", "lr", "seconds"} & figures.keys(): raise EcgmmError(f"fit: the history has a figure {taken.pop()!r} of its own, the method must name its figure otherwise")
         return loss.float(), figures
 
 
@@ -173,9 +174,9 @@ def _exactly(batches, n):
     "The n batches of an epoch; an error if there are fewer or more, since the schedules count on n."
     i = -1
     for i, batch in enumerate(batches):
-        if i == n: raise ValueError(f"fit: len(batches) is {n}, but batches.epoch gave more")
+        if i == n: raise EcgmmError(f"fit: len(batches) is {n}, but batches.epoch gave more")
         yield i, batch
-    if i + 1 != n: raise ValueError(f"fit: len(batches) is {n}, but batches.epoch gave {i + 1}")
+    if i + 1 != n: raise EcgmmError(f"fit: len(batches) is {n}, but batches.epoch gave {i + 1}")
 
 # %% ../nbs/11_training.ipynb #bb0fbc34
 def _train_epoch(model, optimizer, batches, epoch, epochs, seed, rate, clip, accelerator, bar):
@@ -193,7 +194,7 @@ def _train_epoch(model, optimizer, batches, epoch, epochs, seed, rate, clip, acc
         loss, figures = model(batch, rng)
         told = {"loss": accelerator.reduce(loss.detach(), "mean").item()} | {k: float(torch.as_tensor(v).detach()) for k, v in figures.items()}
         if not math.isfinite(told["loss"]):
-            raise ValueError(f"fit: a finite loss is needed, got {told} in epoch {epoch}, step {i} of {n} (both from 0), at rate {lr:.3g}; the weights are those before this step")
+            raise EcgmmError(f"fit: a finite loss is needed, got {told} in epoch {epoch}, step {i} of {n} (both from 0), at rate {lr:.3g}; the weights are those before this step")
         accelerator.backward(loss)
         if clip is not None: nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
         if hasattr(method, "before_update"): method.before_update(step, epochs * n)
@@ -210,11 +211,11 @@ def _train_epoch(model, optimizer, batches, epoch, epochs, seed, rate, clip, acc
 # %% ../nbs/11_training.ipynb #cc7ba4ee
 def _check_settings(epochs, n, precision, folder, resume, evaluate, best_by, accelerator):
     "A clear word before the first step."
-    if epochs < 1 or n < 1: raise ValueError(f"fit: at least one epoch of one batch is needed, got {epochs} of {n}")
-    if precision not in ("no", "bf16"): raise ValueError(f"fit: a precision 'no' (float32) or 'bf16' is needed, got {precision!r}")
-    if accelerator.scaler is not None: raise ValueError(f"fit: accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: 'no' or 'bf16' is needed")
-    if resume and folder is None: raise ValueError("fit: resume needs the folder that holds the checkpoint")
-    if best_by and evaluate is None: raise ValueError(f"fit: best_by={best_by[0]!r} needs an `evaluate` that returns it")
+    if epochs < 1 or n < 1: raise EcgmmError(f"fit: at least one epoch of one batch is needed, got {epochs} of {n}")
+    if precision not in ("no", "bf16"): raise EcgmmError(f"fit: a precision 'no' (float32) or 'bf16' is needed, got {precision!r}")
+    if accelerator.scaler is not None: raise EcgmmError(f"fit: accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: 'no' or 'bf16' is needed")
+    if resume and folder is None: raise EcgmmError("fit: resume needs the folder that holds the checkpoint")
+    if best_by and evaluate is None: raise EcgmmError(f"fit: best_by={best_by[0]!r} needs an `evaluate` that returns it")
 
 
 def _evaluate(method, evaluate, epoch, entry, best_by):
@@ -222,9 +223,9 @@ def _evaluate(method, evaluate, epoch, entry, best_by):
     if evaluate is None: return {}
     method.eval()
     with torch.no_grad(): figures = {k: float(v) for k, v in evaluate(method, epoch).items()}
-    if taken := figures.keys() & entry.keys(): raise ValueError(f"fit: the history has a figure {sorted(taken)[0]!r} already, `evaluate` must name its figure otherwise")
+    if taken := figures.keys() & entry.keys(): raise EcgmmError(f"fit: the history has a figure {sorted(taken)[0]!r} already, `evaluate` must name its figure otherwise")
     for name in best_by:
-        if name not in figures: raise ValueError(f"fit: best_by={name!r} is not among the figures of `evaluate`: {', '.join(figures)}")
+        if name not in figures: raise EcgmmError(f"fit: best_by={name!r} is not among the figures of `evaluate`: {', '.join(figures)}")
     return figures
 
 
@@ -293,7 +294,7 @@ def best_weights(
 ) -> dict:          # the state of the whole method in the epoch that was best by this figure, on the CPU
     "What a run kept for a further figure."
     told, tensors = _read_checkpoint(Path(folder) / _CHECKPOINT)
-    if figure not in told["best"]: raise ValueError(f"best_weights: {folder} kept the best epoch by {', '.join(told['best']) or 'no figure'}, not by {figure}")
+    if figure not in told["best"]: raise EcgmmError(f"best_weights: {folder} kept the best epoch by {', '.join(told['best']) or 'no figure'}, not by {figure}")
     return {k.removeprefix(f"best/{figure}/"): v for k, v in tensors.items() if k.startswith(f"best/{figure}/")}
 
 # %% ../nbs/11_training.ipynb #de7fc461
@@ -310,7 +311,7 @@ def begin_run(
         begun, now = json.loads(file.read_text()) if file.is_file() else {}, json.loads(text)
         for key in sorted(begun.keys() | now.keys()):
             if begun.get(key) != now.get(key):
-                raise ValueError(f"{who}: cannot resume in {folder}: it was begun with another {key} ({str(begun.get(key))[:80]}, now {str(now.get(key))[:80]}), it is another run and may have been trained on what is tested here")
+                raise EcgmmError(f"{who}: cannot resume in {folder}: it was begun with another {key} ({str(begun.get(key))[:80]}, now {str(now.get(key))[:80]}), it is another run and may have been trained on what is tested here")
     if not main: return
     if not resume: shutil.rmtree(Path(folder) / "training", ignore_errors=True)   # before the new name: a checkpoint must never stand under another run's
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -335,7 +336,7 @@ def stage(
     make=None,       # `make(folder) -> dict`: does it, and may leave files in the folder; None only looks
 ) -> tuple:          # its folder, which ends with a checksum of what went into it, and the result; None where it is not done and nobody is to do it
     "Do a stage of a study once: another option is another folder, the same is read, and one that was cut short is begun again in its own folder."
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError(f"stage: one process is needed, got {os.environ['WORLD_SIZE']}: several share a study by its `part`")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise EcgmmError(f"stage: one process is needed, got {os.environ['WORLD_SIZE']}: several share a study by its `part`")
     wanted = plain(wanted) | {"ecgmm": __version__}
     folder = Path(out) / f"{name}-{hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=5).hexdigest()}"
     try: done = json.loads((folder / "stage.json").read_text())

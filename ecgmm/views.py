@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from .command import EcgmmError
 from .data import FS
 from .spectrogram import FrontEnd
 
@@ -24,7 +25,7 @@ def _uniform(low, high, shape, rng):
 
 def _check_range(who, what, pair, low, high):
     "An error unless low <= pair[0] <= pair[1] <= high."
-    if not (len(pair) == 2 and low <= pair[0] <= pair[1] <= high): raise ValueError(f"{who}: {what} from {low:g} to {high:g} as (smallest, largest) is needed, got {pair}")
+    if not (len(pair) == 2 and low <= pair[0] <= pair[1] <= high): raise EcgmmError(f"{who}: {what} from {low:g} to {high:g} as (smallest, largest) is needed, got {pair}")
 
 # %% ../nbs/03_views.ipynb #09a5aac0
 def cut_out(
@@ -36,7 +37,7 @@ def cut_out(
 ) -> torch.Tensor:           # the same shape
     "Set one stretch of each lead to zero: an electrode that came off for a while, or a band that was filtered away."
     _check_range("cut_out", "a share", share, 0, 1)
-    if axis not in (-1, -2) or (axis == -2 and x.ndim != 4): raise ValueError(f"cut_out: axis -1 (time), or -2 (frequency) of a spectrogram, is needed, got {axis} for {tuple(x.shape)}")
+    if axis not in (-1, -2) or (axis == -2 and x.ndim != 4): raise EcgmmError(f"cut_out: axis -1 (time), or -2 (frequency) of a spectrogram, is needed, got {axis} for {tuple(x.shape)}")
     size, leads = x.shape[axis], x.shape[1] if lead_wise else 1
     n = (_uniform(*share, (len(x), leads, 1), rng) * size).round()
     first = (torch.rand(n.shape, generator=rng, device=rng.device) * (size - n + 1)).floor()
@@ -62,7 +63,7 @@ def crop(
     length: int = 100,      # samples (or frames) to keep
 ) -> torch.Tensor:          # (B, L, length) or (B, L, F, length)
     "A shorter piece, at the rate at which it was recorded, from its own place in each record."
-    if not 1 <= length <= x.shape[-1]: raise ValueError(f"crop: a length from 1 to {x.shape[-1]} is needed, got {length}")
+    if not 1 <= length <= x.shape[-1]: raise EcgmmError(f"crop: a length from 1 to {x.shape[-1]} is needed, got {length}")
     first = torch.randint(x.shape[-1] - length + 1, (len(x),), generator=rng, device=rng.device)
     return x.unfold(-1, length, 1).movedim(-2, 1)[torch.arange(len(x), device=x.device), first]
 
@@ -73,7 +74,7 @@ def shift_time(
     most: int = 25,         # samples that a record moves at the most, either way: a quarter of a second
 ) -> torch.Tensor:          # (B, L, T) mV
     "Move each record a little earlier or later; the sample at the open end is held, so that no step appears."
-    if not 0 <= most < x.shape[-1]: raise ValueError(f"shift_time: a shift from 0 to {x.shape[-1] - 1} samples is needed, got {most}")
+    if not 0 <= most < x.shape[-1]: raise EcgmmError(f"shift_time: a shift from 0 to {x.shape[-1] - 1} samples is needed, got {most}")
     by = torch.randint(-most, most + 1, (len(x), 1), generator=rng, device=rng.device)
     at = (torch.arange(x.shape[-1], device=x.device) - by).clamp(0, x.shape[-1] - 1)
     return x.gather(-1, at[:, None].expand(x.shape))
@@ -146,7 +147,7 @@ def drop_leads(
     p: float = 0.1,         # probability with which a lead goes, 0 to below 1
 ) -> torch.Tensor:          # the same shape
     "Silence whole leads, each with probability p: an electrode that was never attached. One lead always stays."
-    if not 0 <= p < 1: raise ValueError(f"drop_leads: a probability from 0 to below 1 is needed, got {p}")
+    if not 0 <= p < 1: raise EcgmmError(f"drop_leads: a probability from 0 to below 1 is needed, got {p}")
     luck = torch.rand(x.shape[:2], generator=rng, device=rng.device)
     kept = (luck >= p) | (luck == luck.amax(1, keepdim=True))
     return x * kept.to(x.dtype).view(*x.shape[:2], *[1] * (x.ndim - 2))
@@ -216,7 +217,7 @@ def make_views(
 ) -> list:                  # one tensor per group: (n * B, ...), all records' first views, then all second ones, ...
     "Augment in mV, transform, augment the magnitudes, standardise."
     if x.ndim == 3: x = x[:, None]
-    if x.ndim != 4 or x.shape[2] != 12: raise ValueError(f"make_views: windows (B, 12, T) or (B, W, 12, T) in mV are needed, got {tuple(x.shape)}")
+    if x.ndim != 4 or x.shape[2] != 12: raise EcgmmError(f"make_views: windows (B, 12, T) or (B, W, 12, T) in mV are needed, got {tuple(x.shape)}")
     deal = lambda windows, n: torch.cat([windows[:, k % windows.shape[1]] for k in range(n)])
     plain = None if all(g.signal for g in groups) else front.transform(x.flatten(0, 1)).unflatten(0, x.shape[:2])   # once for all views that nothing changes in mV
     out = []
@@ -247,5 +248,5 @@ def recipe(
     "Views by name."
     if name not in RECIPES or modality not in RECIPES[name]:
         known = ", ".join(f"{n} ({'/'.join(m)})" for n, m in RECIPES.items())
-        raise ValueError(f"recipe: one of {known} is needed, got {name!r} for {modality!r}")
+        raise EcgmmError(f"recipe: one of {known} is needed, got {name!r} for {modality!r}")
     return RECIPES[name][modality]

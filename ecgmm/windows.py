@@ -12,6 +12,7 @@ from threading import Thread
 import numpy as np
 import torch
 
+from .command import EcgmmError
 from .store import Store
 
 # %% ../nbs/07_windows.ipynb #11e74275
@@ -30,8 +31,8 @@ class Windows:
         tables = [s.records.iloc[np.asarray(r, dtype=np.int64)] for s, r in parts]
         self.length, self.device, self.resident = length, torch.device(device), resident
         self.n = torch.tensor(np.concatenate([t["length"].to_numpy(np.int64) for t in tables]))       # samples of each record
-        if len(self.n) == 0: raise ValueError("Windows: at least one recording is needed, got none")
-        if length < 1: raise ValueError(f"Windows: a length of at least one sample is needed, got {length}")
+        if len(self.n) == 0: raise EcgmmError("Windows: at least one recording is needed, got none")
+        if length < 1: raise EcgmmError(f"Windows: a length of at least one sample is needed, got {length}")
         self._shards = [shard for s, _ in parts for shard in s.shards]
         before = np.cumsum([0, *(len(s.shards) for s, _ in parts)])                                   # shards of the stores before
         self._shard = np.concatenate([t["shard"].to_numpy() + b for t, b in zip(tables, before)])
@@ -98,9 +99,9 @@ class Batches:
         per_record: int = 5,     # visits to each record in an epoch (the paper's `sample_items_per_record`)
         n_windows: int = 1,      # windows that one visit takes, each at a random place: two are two views of one heart
     ):
-        if y is not None and len(y) != len(windows): raise ValueError(f"Batches: labels for {len(windows)} records are needed, got {len(y)}")
+        if y is not None and len(y) != len(windows): raise EcgmmError(f"Batches: labels for {len(windows)} records are needed, got {len(y)}")
         for name, value in dict(batch_size=batch_size, per_record=per_record, n_windows=n_windows).items():
-            if value < 1: raise ValueError(f"Batches: a positive {name} is needed, got {value}")
+            if value < 1: raise EcgmmError(f"Batches: a positive {name} is needed, got {value}")
         self.windows, self.batch_size, self.per_record, self.n_windows = windows, batch_size, per_record, n_windows
         self.y = None if y is None else torch.as_tensor(np.asarray(y), dtype=torch.float32, device=windows.device)
 
