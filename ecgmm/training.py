@@ -304,11 +304,12 @@ def begin_together(
     accelerator: Accelerator,   # of this process
     folder, kind: str, identity: dict, files=(),   # see `Run.begin`
     overwrite: bool = False,    # replace what another call made there
+    say: bool = False,          # print a line where it is done already
 ) -> Run:                       # in all but the main process one that writes nothing
     "Begin a run in one process or in several; an error of the main process is raised in all."
     run, told = None, [None]
     if accelerator.is_main_process:
-        try: run = Run.begin(folder, kind, identity, files, overwrite=overwrite)
+        try: run = Run.begin(folder, kind, identity, files, overwrite=overwrite, say=say)
         except EcgmmError as e: told = [str(e)]
     broadcast_object_list(told)
     if told[0] is not None: raise EcgmmError(told[0])
