@@ -13,7 +13,7 @@ setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="MIT",
-    packages=find_packages(include=["ecgmm", "ecgmm.*"]), package_data={"ecgmm": ["tables/*"]},
+    packages=find_packages(include=["ecgmm", "ecgmm.*"]), package_data={"ecgmm": ["tables/*", "raw_results/*"]},
     python_requires=f">={cfg['min_python']}", install_requires=words("requirements"),
     extras_require={"dev": words("dev_requirements")},
     entry_points={"console_scripts": scripts, "nbdev": ["ecgmm=ecgmm._modidx:d"]},

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -95,10 +96,8 @@ def fingerprint(
 def file_digest(
     path,    # a file
 ) -> str:    # 24 hex digits, from its bytes alone
-    "The content of a file in short."
-    try:
-        with open(path, "rb") as f: return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
-    except OSError as e: raise file_error(path, e) from None
+    "The content of a file in short; an OSError where it cannot be read."
+    with open(path, "rb") as f: return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
 
 
 def _difference(old, new, where=""):
@@ -185,12 +184,18 @@ def finished(
     return told
 
 
-def _admit(folder, kind, identity, files, defaults, overwrite):
+def _foreign(folder):
+    "Something in a folder that a person put there, apart from what file managers leave."
+    return next((p.name for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.name not in (_LOCK, "Thumbs.db", "desktop.ini")), None)
+
+
+def _admit(folder, kind, identity, files, defaults, overwrite, beside):
     "The marker that is there, if this call may work on it; an error before anything is touched, if not."
     if folder.exists() and not folder.is_dir(): raise EcgmmError(f"{folder}: a folder is needed, this is a file")
     told = read_marker(folder)
-    ours = {part for name in told.get("files", []) for part in (name, Path(name).parts[0])}
-    for name in sorted({*files, *(Path(f).parts[0] for f in files), *([] if told else [MARKER])} - ours):
+    if not told and not beside and folder.is_dir() and (name := _foreign(folder)): raise EcgmmError(f"{folder} is there already and is not a {kind} of ours, it holds {name}: give another folder")
+    needed = {*files} - {*told["files"]} if told else {MARKER, *(Path(name).parts[0] for name in files)}
+    for name in sorted(needed):
         if os.path.lexists(folder / name): raise EcgmmError(f"{folder / name} is there already and was not made by this command: give another folder")
     if not told: return dict(state="new", files=[], stale=[], result={}, identity={})
     if told["kind"] != kind: raise EcgmmError(f"{folder} is there already and is of another kind ({told['kind']}, not {kind}): give another folder")
@@ -221,12 +226,15 @@ class Run:
         *,
         defaults: dict = None,     # values of fields that older versions did not write down
         overwrite: bool = False,   # replace what another call made here
+        beside: bool = False,      # a folder with other people's files will do, where none has a name that is needed
         main: bool = True,         # False in all but one process of a group: looks on, and writes nothing
+        say: bool = False,         # print a line where it is done already
     ):
         "Begin in a folder, go on in it, or find it done; where neither may be, an `EcgmmError` before anything is changed."
         folder, identity = Path(folder), plain(identity)
-        asked = folder, kind, identity, files, defaults, overwrite
+        asked = folder, kind, identity, files, defaults, overwrite, beside
         run = cls(folder, kind, identity, _admit(*asked), main)
+        if say and main and run.done and not overwrite: print(f"{folder}: this {kind} is done already", file=sys.stderr)
         if not main or run.done and not overwrite and not run._leftovers(): return run
         run._lock()
         try:
