@@ -43,7 +43,7 @@ setup(
     license_expression="MIT AND BSD-2-Clause",   # the code, and the Challenge's tables
     license_files=["LICENSE", "ecgmm/tables/LICENSE"],
     packages=find_packages(include=["ecgmm", "ecgmm.*"]),
-    package_data={"ecgmm": ["tables/*", "py.typed"]},
+    package_data={"ecgmm": ["tables/*", "raw_results/*", "py.typed"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=words("requirements"),
     extras_require={"dev": words("dev_requirements")},

@@ -9,6 +9,7 @@ __all__ = ['FIGURES', 'SETTINGS', 'ARMS', 'weighted_auroc', 'weighted_auprc', 'd
 
 # %% ../nbs/31_comparison.ipynb #9999cb45
 import copy
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -219,11 +220,11 @@ def save_comparison(
 
 # %% ../nbs/31_comparison.ipynb #d93920f7
 def results_file(
-    name: str,              # of a file in `results/` of the repository
+    name: str,              # of a file in `ecgmm/raw_results`
 ) -> Path:                  # where it is
-    "Raw results that are kept beside the code."
-    file = next((p / "results" / name for p in (Path.cwd(), *Path.cwd().parents) if (p / "results" / name).is_file()), None)
-    if file is None: raise EcgmmError(f"results_file: no results/{name} here or above {Path.cwd()}")
+    "Raw results that come with the package."
+    file = Path(resources.files("ecgmm") / "raw_results" / name)
+    if not file.is_file(): raise EcgmmError(f"results_file: {file.parent} has no {name}")
     return file
 
 

@@ -10,6 +10,7 @@ __all__ = ['METRICS', 'FUSIONS', 'MODELS', 'REAL', 'fuse_stage', 'judge_stage', 
 # %% ../nbs/55_study.ipynb #0167e40c
 import copy
 import json
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from .thresholds import CALIBRATIONS, SEARCHES, choose, chosen_files, decide, ne
 from .training import stage
 
 # %% ../nbs/55_study.ipynb #175ed35b
-_TABLES = Path(__file__).parent / "tables" if "__file__" in globals() else Path("../ecgmm/tables")
 METRICS = ("auroc", "auprc", "accuracy", "f_measure", "f_beta", "g_beta", "challenge")   # the columns of the paper's table, in its order
 FUSIONS = {"concat": dict(), "gate": dict(gating=True), "balanced": dict(gating=True, heads=True, gate_rate=0.03)}   # what `fuse` is told: no gate, the paper's gate, a gate that comes late and two branches that learn by themselves
 MODELS = (*MODALITIES, "average", *FUSIONS)                                              # one modality; the mean of the two classifiers' probabilities; both trained together
@@ -262,7 +262,7 @@ def search_scores(
 # %% ../nbs/55_study.ipynb #2756b13b
 def published() -> pd.DataFrame:   # a row per result: who, protocol, the paper's columns, source
     "The numbers to beat, each with its protocol and where it stands."
-    return pd.read_csv(_TABLES / "published.csv")
+    return pd.read_csv(resources.files("ecgmm") / "tables" / "published.csv")
 
 # %% ../nbs/55_study.ipynb #4b2b1edc
 def as_comparison(
