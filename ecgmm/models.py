@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'XResNet1d', 'SqueezeExcite', 'SEResNet', 'make_encoder', 'Head', 'mlp', 'Backbone', 'Classifier',
-           'model_card', 'save_model', 'load_model']
+           'model_card', 'save_model', 'read_config', 'weights_digest', 'save_decision', 'load_model']
 
 # %% ../nbs/10_models.ipynb #79444a7f
 import json
 import os
-import shutil
 import zlib
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torch.nn import functional
 from .command import EcgmmError
 from . import __version__
 from .data import CLASSES, FS, LEADS
+from .runs import Run, file_error, fingerprint, read_marker, write_whole
 from .spectrogram import FrontEnd
 
 # %% ../nbs/10_models.ipynb #4bd0fa2d
@@ -269,7 +269,11 @@ class Classifier(Backbone):
         return loss, {"predicted": logits.detach().sigmoid().sum(1).mean(), "labels": batch["y"].float().sum(1).mean()}
 
 # %% ../nbs/10_models.ipynb #263aff1a
-_FILES = ("config.json", "model.safetensors", "README.md")
+_FILES, _DECISION, _DECISION_FORMAT = ("config.json", "model.safetensors", "README.md"), "decision.json", "ecgmm decision 1"
+_DECIDED = ("thresholds", "calibration", "choice", "metrics")   # these a decision may overrule where the config has them; no other field
+_LONGEST = 4 << 20             # bytes of a JSON file, and of the header of the weights
+_LARGEST = 1 << 25             # numbers in a model: 134 MB; the paper's fusion has 23 million
+_WINDOW = (25, 6000)           # samples in a window: 0.25 s to a minute
 
 
 def _fixed_fields():
@@ -281,6 +285,8 @@ def _fixed_fields():
 def _check_config(config, who):
     for field, needed in _fixed_fields().items():
         if config.get(field) != needed: raise EcgmmError(f"{who}: the field {field!r} must be {str(needed)[:60]}, got {str(config.get(field))[:60]}")
+    w = config.get("window")
+    if type(w) is not int or not _WINDOW[0] <= w <= _WINDOW[1]: raise EcgmmError(f"{who}: the field 'window' must be a whole number from {_WINDOW[0]} to {_WINDOW[1]}, got {str(w)[:60]}")
 
 
 def _untrained(config, build=None):
@@ -288,40 +294,50 @@ def _untrained(config, build=None):
     with torch.random.fork_rng(devices=[]): return (build or Classifier.from_config)(config)
 
 
-def _check_tensors(state, model, who):
-    needed = model.state_dict()
-    for key in sorted(needed.keys() | state.keys()):
-        if key not in state: raise EcgmmError(f"{who}: the tensor {key!r} is missing")
+def _shapes(state):
+    "Shape and type of each tensor."
+    return {k: (tuple(v.shape), v.dtype) for k, v in state.items()}
+
+
+def _check_shapes(shapes, config, build, who):
+    "Compare names, shapes and types with the model's, of which nothing but these is made."
+    with torch.device("meta"): needed = _shapes(_untrained(config, build).state_dict())
+    for key in sorted(needed.keys() | shapes.keys()):
+        if key not in shapes: raise EcgmmError(f"{who}: the tensor {key!r} is missing")
         if key not in needed: raise EcgmmError(f"{who}: the tensor {key!r} is not part of this model")
-        if state[key].shape != needed[key].shape or state[key].dtype != needed[key].dtype:
-            raise EcgmmError(f"{who}: the tensor {key!r} must be {tuple(needed[key].shape)} {needed[key].dtype}, got {tuple(state[key].shape)} {state[key].dtype}")
+        if shapes[key] != needed[key]: raise EcgmmError(f"{who}: the tensor {key!r} must be {needed[key][0]} {needed[key][1]}, got {shapes[key][0]} {shapes[key][1]}")
+    n = sum(torch.Size(shape).numel() for shape, _ in needed.values())
+    if n > _LARGEST: raise EcgmmError(f"{who}: a model of at most {_LARGEST:,} numbers is needed, this has {n:,}")
 
 
-def _check_finite(state, who):
-    for key in sorted(state):
-        if not state[key].isfinite().all(): raise EcgmmError(f"{who}: the tensor {key!r} is not finite")
+def _check_finite(key, tensor, who):
+    if not tensor.isfinite().all(): raise EcgmmError(f"{who}: the tensor {key!r} is not finite")
 
 
-def _check_sums(folder, what, sums, noted, part):
-    told = noted.get(part) if isinstance(noted, dict) and isinstance(noted.get(part), dict) else {}
-    for key in sorted(sums.keys() | told.keys()):
-        if sums.get(key) != told.get(key): raise EcgmmError(f"load_model: {folder}: the {what} {key!r} was changed after the model was saved")
+def _check_sums(file, what, sums, noted):
+    for key in sorted(sums.keys() | noted.keys()):
+        if sums.get(key) != noted.get(key): raise EcgmmError(f"{file}: the {what} {key!r} was changed after it was saved")
 
 
-def _recovered(folder):
-    "The folder; if a process died between the two renames of `save_model`, the old one is put back first."
-    folder = Path(folder)
-    if not folder.exists() and folder.parent.is_dir():
-        for old in sorted(folder.parent.glob(f".{folder.name}.*.old"))[-1:]: old.rename(folder)
-    return folder
+def _crc(value):
+    "CRC-32 of a field or of a tensor."
+    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else json.dumps(value, sort_keys=True).encode())
 
 
 def _checksums(config, state):
     "A CRC-32 of each field of the config and of each tensor: against a slip of the hand or of the disk, not against somebody who means it."
-    return {"config": {k: zlib.crc32(json.dumps(v, sort_keys=True).encode()) for k, v in config.items()},
-            "tensors": {k: zlib.crc32(v.reshape(-1).view(torch.uint8).numpy()) for k, v in state.items()}}
+    return {"config": {k: _crc(v) for k, v in config.items()}, "tensors": {k: _crc(v) for k, v in state.items()}}
+
+
+def _text(value, who):
+    "Strict JSON."
+    try: return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as e: raise EcgmmError(f"{who}: plain JSON without NaN is needed (write null): {e}") from None
 
 # %% ../nbs/10_models.ipynb #30b88430
+_CARD = "<!-- a card by ecgmm, renewed when thresholds are chosen -->"
+
+
 def _scores_table(metrics):
     "The seven figures of each role as Markdown."
     names = dict(auroc="AUROC", auprc="AUPRC", accuracy="accuracy", f_measure="F1", f_beta="F2", g_beta="G2", challenge="Challenge score")
@@ -329,12 +345,32 @@ def _scores_table(metrics):
     return "\n".join(["| recordings | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|", *rows])
 
 
+def _transductive(value):
+    "Is there a field 'transductive' that is true, at any depth?"
+    return isinstance(value, dict) and (value.get("transductive") is True or any(map(_transductive, value.values())))
+
+
+_SAW = "the encoder's pre-training was transductive: it saw the test recordings, without their labels"
+
+
 def _protocol(config):
     "How the scores came about."
     choice, interval = config.get("choice", {}), config["metrics"].get("interval") or {}
-    told = f"The epoch{', calibration and thresholds' if choice else ' and one threshold for all classes'} were chosen on the tune recordings; the test recordings had no part in it."
+    told = f"The epoch{', calibration and thresholds' if choice else ' and one threshold for all classes'} were chosen on the tune recordings; "
+    told += f"{_SAW}." if _transductive(config) else "the test recordings had no part in it."
     if choice: told += f" Protocol: {choice.get('protocol')}; search of the thresholds: {choice.get('search')}; epoch: best by {choice.get('best_by')}."
     if interval.get("low") is not None: told += f" The Challenge score's 95 % interval on test is {interval['low']:.3f} to {interval['high']:.3f}."
+    return told
+
+
+def _training(c):
+    "Where the weights come from, as items of a list."
+    folds, sources = c.get("folds", {}), c.get("trained_on", "not said")
+    told = [f"- from the sources {', '.join(sources)}" if isinstance(sources, list) else f"- {sources}"]
+    alone = f"; {_SAW}" if _transductive(c) else "; the weights were fitted on the train recordings alone"
+    if folds: told.append(f"- roles: {', '.join(f'{k} {v}' for k, v in folds.items() if k in ('test', 'tune', 'sizes'))}{alone}")
+    if c.get("pretraining"): told.append(f"- its encoder was pre-trained without labels: {json.dumps(c['pretraining'])[:400]}")
+    if "settings" in c: told.append(f"- settings: {json.dumps(c['settings'])}")
     return told
 
 
@@ -342,23 +378,17 @@ def model_card(
     config: dict,   # of a model folder
 ) -> str:           # Markdown
     "What a person should know before using the model."
-    c, folds = config, config.get("folds", {})
-    trained = [f"- from the sources {', '.join(c['trained_on'])}" if isinstance(c.get("trained_on"), list) else f"- {c['trained_on']}" if "trained_on" in c else "- not said",
-               *([f"- roles: {', '.join(f'{k} {v}' for k, v in folds.items() if k in ('test', 'tune', 'sizes'))}; the weights were fitted on the train recordings alone"] if folds else []),
-               *([f"- its encoder was pre-trained without labels: {json.dumps(c['pretraining'])[:400]}"] if c.get("pretraining") else []),
-               *([f"- settings: {json.dumps(c['settings'])}"] if "settings" in c else [])]
-    thresholds = c.get("thresholds") or [None] * len(c["classes"])
-    rows = [f"| {k['abbr']} | {k['code']} | {k['name']} | {'-' if t is None else f'{t:.3f}'} |" for k, t in zip(c["classes"], thresholds)]
-    judged = "thresholds" in c
+    c, judged = config, "thresholds" in config
+    rows = [f"| {k['abbr']} | {k['code']} | {k['name']} | {t:.3f} |" for k, t in zip(c["classes"], c.get("thresholds", ()))]
     parts = [f"# {c.get('modality', 'a')} model", "## Input", f"- {c['window'] / c['fs']:g} s windows of shape (12, {c['window']}), {c['unit']}, {c['fs']} Hz; a recording is judged by the mean over its windows, each half overlapping the next",
              f"- leads in this order: {', '.join(c['leads'])}", f"- prepared with {json.dumps(c['preprocessing'])}" if "preprocessing" in c else "- preparation: not said",
-             "## Trained", *trained]
+             "## Trained", *_training(c)]
     if judged: parts += ["## Classes", "| output | SNOMED CT | name | decided where the probability is at least |\n|---|---|---|---|\n" + "\n".join(rows),
                          f"Probabilities are calibrated first: {c['calibration']['kind']}." if c.get("calibration") else "Probabilities are as the network gives them, not calibrated."]
     if c.get("metrics"): parts += ["## Scores", _scores_table(c["metrics"]), _protocol(c)]
     parts += ["## Limits", "For research and teaching. **Not a medical device**: nobody has tested it on patients like yours. Scores are of recordings from the sources above; other hospitals, machines, ages and electrode positions may do "
               "worse without a sign of it. Probabilities of a recording of another population are not calibrated for it. It knows 24 findings and says nothing of others, infarction among them.",
-              f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}. Use: `ecgmm_predict --model FOLDER --data RECORDING`." if judged else f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}."]
+              f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}." + " Use: `ecgmm_predict --model FOLDER --data RECORDING`." * judged, _CARD]
     return "\n\n".join("\n".join(g) for g in _grouped(parts)) + "\n"
 
 
@@ -372,55 +402,158 @@ def _grouped(parts):
 
 # %% ../nbs/10_models.ipynb #c7d29f50
 def save_model(
-    folder,            # where; a model folder that is already there is replaced
-    model: nn.Module,  # all its tensors are written, the statistics of its front end among them
-    config: dict,      # "modality", "encoder", ... as for `Classifier.from_config`, and whatever is worth knowing later, JSON only
-) -> Path:             # the folder
-    "Write `model.safetensors`, `config.json` and a card for people, whole or not at all."
-    folder = _recovered(folder)
+    folder,                  # where
+    model: nn.Module,        # all its tensors are written, the statistics of its front end among them
+    config: dict,            # "modality", "encoder", ... as for `Classifier.from_config`, and whatever is worth knowing later, JSON only
+    overwrite: bool = False, # replace another model of ours (and the decision about it)
+) -> Path:                   # the folder
+    "Write a model folder; one that holds the same model already is left as it is, decision and all."
     config = {"window": 250, "versions": {"ecgmm": __version__, "torch": torch.__version__}} | _fixed_fields() | config
+    text = _text(config, "save_model: the config")
+    config = json.loads(text)
     _check_config(config, "save_model")
-    try: text = json.dumps(config, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as e: raise EcgmmError(f"save_model: the config must be plain JSON without NaN (write null): {e}") from None
+    if "thresholds" in config: _check_thresholds(config["thresholds"], "save_model")
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    _check_finite(state, "save_model")
-    if hasattr(type(model), "from_config"): _check_tensors(state, _untrained(config, type(model).from_config), "save_model")
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - set(_FILES)):
-        raise EcgmmError(f"save_model: {folder} holds other files than a model's and is not replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part, old = [folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old")]
-    for leftover in (part, old): shutil.rmtree(leftover, ignore_errors=True)
-    part.mkdir()
-    (part / _FILES[0]).write_text(text + "\n", encoding="utf-8")
-    save_file(state, part / _FILES[1], metadata={"ecgmm": json.dumps(_checksums(json.loads(text), state))})
-    (part / _FILES[2]).write_text(model_card(config), encoding="utf-8")
-    if folder.exists(): folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return folder
+    for key in sorted(state): _check_finite(key, state[key], "save_model")
+    if hasattr(type(model), "from_config"): _check_shapes(_shapes(state), config, type(model).from_config, "save_model")
+    sums = _checksums(config, state)
+    identity = dict(config=fingerprint(sums["config"]), tensors=fingerprint(sums["tensors"]))
+    other = read_marker(folder).get("identity") != identity
+    with Run.begin(folder, "model", identity, (*_FILES, _DECISION), overwrite=overwrite and other) as run:
+        if run.done: return run.folder
+        run.write(_FILES[1], lambda part: save_file(state, part, metadata={"ecgmm": json.dumps(sums)}))
+        run.write(_FILES[0], text)
+        run.write(_FILES[2], model_card(config))
+        run.finish()
+    return run.folder
+
+# %% ../nbs/10_models.ipynb #5d1f0a21
+_TYPES = dict(F32=torch.float32, I64=torch.int64, F64=torch.float64, F16=torch.float16, BF16=torch.bfloat16, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
+
+
+def _read_json(file):
+    "A JSON object of at most 4 MiB."
+    try:
+        with open(file, "rb") as f: text = f.read(_LONGEST + 1)
+        if len(text) > _LONGEST: raise ValueError(f"it has more than {_LONGEST:,} bytes")
+        told = json.loads(text.decode())
+    except OSError as e: raise file_error(file, e) from None
+    except (ValueError, RecursionError) as e: raise EcgmmError(f"{file} is not a JSON config: {e}") from None
+    if not isinstance(told, dict): raise EcgmmError(f"{file} is not a JSON config: an object is needed")
+    return told
+
+
+def _read_header(file):
+    "Shape and type of each tensor of a file, and the checksums that it carries; no tensor is read."
+    try:
+        with open(file, "rb") as f: header = int.from_bytes(f.read(8), "little")
+        if (size := file.stat().st_size) > 8 * _LARGEST or header > _LONGEST: raise ValueError(f"{size:,} bytes, {header:,} of them a header, are more than any model has")
+        with safe_open(file, "pt") as f:
+            slices = {k: f.get_slice(k) for k in f.keys()}
+            shapes = {k: (tuple(s.get_shape()), _TYPES.get(s.get_dtype(), s.get_dtype())) for k, s in slices.items()}
+            noted = json.loads((f.metadata() or {}).get("ecgmm", "{}"))
+        if not isinstance(noted, dict) or not all(isinstance(noted.get(part), dict) for part in ("config", "tensors")): raise ValueError("it carries no checksums, so it is not of ecgmm")
+    except (SafetensorError, ValueError, RecursionError) as e: raise EcgmmError(f"{file} cannot be read: {e}") from None
+    except OSError as e: raise file_error(file, e) from None
+    return shapes, noted
+
+
+def _described(folder):
+    "What a model folder says of itself: config, shapes, checksums; no tensor is read."
+    told = read_marker(folder)
+    if told and told["kind"] != "model": raise EcgmmError(f"{folder}: a model is needed, this is a {told['kind']}")
+    if told and told["state"] != "done": raise EcgmmError(f"{folder}: this model is not finished; the command that began it goes on with it")
+    for name in _FILES[:2]:
+        if not (folder / name).is_file(): raise EcgmmError(f"load_model: {folder} has no {name}")
+    config = _read_json(folder / _FILES[0])
+    _check_config(config, f"load_model: {folder}")
+    shapes, noted = _read_header(folder / _FILES[1])
+    _check_sums(folder, "config field", _checksums(config, {})["config"], noted["config"])     # before anything is built from it
+    return config, shapes, noted
+
+# %% ../nbs/10_models.ipynb #5d1f0a23
+def _check_thresholds(thresholds, who):
+    "A finite number for each class."
+    fine = isinstance(thresholds, list) and len(thresholds) == len(CLASSES) and all(type(t) in (int, float) and abs(t) <= 1e9 for t in thresholds)
+    if not fine: raise EcgmmError(f"{who}: {len(CLASSES)} finite thresholds are needed, got {str(thresholds)[:60]}")
+
+
+def _check_decision(decision, config, who):
+    "A decision may not change what the model is."
+    if not isinstance(decision, dict) or not decision: raise EcgmmError(f"{who}: a dictionary with thresholds, calibration, ... is needed, got {str(decision)[:60]}")
+    for field in decision:
+        if not isinstance(field, str) or field in config and field not in _DECIDED: raise EcgmmError(f"{who}: the field {str(field)[:60]!r} belongs to the model and cannot be decided")
+    if "thresholds" in decision: _check_thresholds(decision["thresholds"], who)
+
+
+def _decided(file, config, noted):
+    "The fields of a decision, if it is about these weights and as it was saved."
+    told = _read_json(file)
+    if told.get("format") != _DECISION_FORMAT: raise EcgmmError(f"{file} is no decision of ecgmm: the format {_DECISION_FORMAT!r} is needed, got {str(told.get('format'))[:60]!r}")
+    if told.get("weights") != fingerprint(noted["tensors"]): raise EcgmmError(f"{file}: this decision belongs to other weights")
+    _check_decision(told.get("decision"), config, file)
+    _check_sums(file, "field", _checksums(told["decision"], {})["config"], told["checksums"] if isinstance(told.get("checksums"), dict) else {})
+    return told["decision"]
+
+
+def _complete(folder, decision):
+    "Config (with the decision's fields), shapes, checksums."
+    config, shapes, noted = _described(folder)
+    file = Path(decision) if decision is not None else folder / _DECISION
+    if decision is not None or os.path.lexists(file): config |= _decided(file, config, noted)
+    return config, shapes, noted
+
+
+def read_config(
+    folder,          # a folder that `save_model` wrote
+    decision=None,   # a decision's file kept elsewhere; the folder's own, if there is one, if None
+) -> dict:           # the config, and what was decided
+    "What a model folder says of its model; weights are not read."
+    return _complete(Path(folder), decision)[0]
+
+
+def weights_digest(
+    folder,      # a folder that `save_model` wrote
+) -> str:        # 24 hex digits, from the checksums of the tensors: equal weights, equal digits
+    "A short name for a model's weights; they are not read."
+    return fingerprint(_described(Path(folder))[2]["tensors"])
+
+
+def save_decision(
+    folder,           # a model folder
+    decision: dict,   # "thresholds" (24 numbers), "calibration", "choice", "metrics", and what is worth knowing, JSON only
+) -> Path:            # the file, `decision.json`
+    "Write what is decided about a model beside its weights, which are not touched, and renew its card."
+    folder = Path(folder)
+    config, _, noted = _described(folder)
+    _check_decision(decision, config, "save_decision")
+    decision = json.loads(_text(decision, "save_decision: the decision"))
+    file, card, told = folder / _DECISION, folder / _FILES[2], read_marker(folder)
+    if os.path.lexists(file) and (not file.is_file() or _read_json(file).get("format") != _DECISION_FORMAT): raise EcgmmError(f"{file} is there already and was not made by this command: move it away")
+    if told: Run.begin(folder, "model", told["identity"], (*_FILES, _DECISION))             # takes half files of killed calls away
+    write_whole(file, _text(dict(format=_DECISION_FORMAT, ecgmm=__version__, weights=fingerprint(noted["tensors"]), checksums=_checksums(decision, {})["config"], decision=decision), "save_decision"))
+    if not card.exists() or card.is_file() and _CARD in card.read_text(encoding="utf-8", errors="replace"): write_whole(card, model_card(config | decision))   # a person's own is left alone
+    return file
 
 # %% ../nbs/10_models.ipynb #c4c9a245
 def load_model(
-    folder,      # a folder that `save_model` wrote
-    build=None,  # makes the untrained model from the config: `Backbone.from_config` for a pre-trained encoder; `Classifier.from_config` if None
-):               # the model, in evaluation mode, and its config
+    folder,          # a folder that `save_model` wrote
+    build=None,      # makes the untrained model from the config: `Backbone.from_config` for a pre-trained encoder; `Classifier.from_config` if None
+    decision=None,   # a decision's file kept elsewhere; the folder's own, if there is one, if None
+):                   # the model, in evaluation mode, and its config with what was decided
     "Read a model folder; whatever does not fit is an error that names it."
-    folder = _recovered(folder)
-    for name in _FILES[:2]:
-        if not (folder / name).is_file(): raise EcgmmError(f"load_model: {folder} has no {name}")
-    try:
-        config = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
-        if not isinstance(config, dict): raise EcgmmError("an object is needed")
-    except (ValueError, RecursionError) as e: raise EcgmmError(f"load_model: {folder / _FILES[0]} is not a JSON config: {e}") from None
-    _check_config(config, "load_model")
-    try:
-        with safe_open(folder / _FILES[1], "pt") as f: state, noted = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("ecgmm", "{}"))
-    except (SafetensorError, OSError, ValueError) as e: raise EcgmmError(f"load_model: {folder / _FILES[1]} cannot be read: {e}") from None
-    sums = _checksums(config, state)
-    _check_sums(folder, "config field", sums["config"], noted, "config")                # before anything is built from it
+    folder = Path(folder)
+    config, shapes, noted = _complete(folder, decision)
+    _check_shapes(shapes, config, build, f"load_model: {folder}")                       # before memory is taken
     model = _untrained(config, build)
-    _check_tensors(state, model, "load_model")
-    _check_finite(state, "load_model")
-    _check_sums(folder, "tensor", sums["tensors"], noted, "tensors")
-    model.load_state_dict(state)
+    places = model.state_dict()
+    _check_sums(folder, "tensor", dict.fromkeys(places), dict.fromkeys(noted["tensors"]))
+    try:
+        with safe_open(folder / _FILES[1], "pt") as f:
+            for key in sorted(places):
+                tensor = f.get_tensor(key)
+                _check_finite(key, tensor, f"load_model: {folder}")
+                _check_sums(folder, "tensor", {key: _crc(tensor)}, {key: noted["tensors"][key]})
+                places[key].copy_(tensor)
+    except (SafetensorError, OSError) as e: raise file_error(folder / _FILES[1], e) from None
     return model.eval(), config

@@ -36,8 +36,10 @@ def test_killed_and_resumed(tmp_path, whole, killed_at):
     done = tmp_path / "b" / "history.jsonl"
     assert (len(done.read_text().splitlines()) if done.exists() else 0) == killed_at // 10
     (tmp_path / "b").mkdir(exist_ok=True)
-    (tmp_path / "b" / "checkpoint.safetensors.part").write_bytes(b"half of a checkpoint")       # as a kill while writing leaves it
-    steps = [line for line in train(tmp_path / "resumed", *KIND, "--resume", "--folder", str(tmp_path / "b")).splitlines() if line.startswith("step")]
+    half = tmp_path / "b" / f".checkpoint.safetensors.{process.pid}.part"
+    half.write_bytes(b"half of a checkpoint")                                                   # as a kill while writing leaves it
+    steps = [line for line in train(tmp_path / "resumed", *KIND, "--folder", str(tmp_path / "b")).splitlines() if line.startswith("step")]
+    assert not half.exists()
     assert steps[0] == f"step {killed_at // 10 * 10}" and steps[-1] == "step 39"
     expected, resumed = load_file(whole / "weights.0"), load_file(tmp_path / "resumed.0")
     assert expected.keys() == resumed.keys() and len(expected) > 15

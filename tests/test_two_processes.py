@@ -37,10 +37,10 @@ def test_two_are_as_one(tmp_path):
     assert names["net.0.weight"].abs().max() > 0.1
     lines = [line for line in told.splitlines() if line.startswith("right")]
     assert len(lines) == 2 and lines[0] == lines[1]                                   # and with the same history
-    again = run(tmp_path / "again", "--folder", tmp_path / "run", "--resume", processes=2)
+    again = run(tmp_path / "again", "--folder", tmp_path / "run", processes=2)
     assert "step" not in again.stdout                                                 # nothing is left to train
     assert torch.equal(weights(tmp_path / "again.1")[1], two)
-    alone = run(tmp_path / "alone", "--folder", tmp_path / "run", "--resume", check=False)   # with another number of processes it would be another run
+    alone = run(tmp_path / "alone", "--folder", tmp_path / "run", check=False)   # with another number of processes it would be another run
     assert alone.returncode != 0 and "made with processes=2, this run has processes=1" in alone.stderr
 
 

@@ -1,6 +1,6 @@
 """A small run of `fit` in a process of its own, for the tests that kill it or start two of it.
 
-    python tests/toy_fit.py WEIGHTS [--folder F] [--resume] [--slow] [--norm] [--epochs N] [--bad-rank R]
+    python tests/toy_fit.py WEIGHTS [--folder F] [--slow] [--norm] [--epochs N] [--bad-rank R]
 """
 import argparse
 import time
@@ -52,11 +52,11 @@ def main():
     ap.add_argument("--epochs", type=int, default=4)
     ap.add_argument("--noise", type=float, default=0.0)
     ap.add_argument("--bad-rank", type=int, default=-1)
-    for flag in ("--resume", "--slow", "--norm"): ap.add_argument(flag, action="store_true")
+    for flag in ("--slow", "--norm"): ap.add_argument(flag, action="store_true")
     a = ap.parse_args()
     method, batches = Method(a.norm, a.noise, a.slow), Batches(a.bad_rank)
     score = lambda method, epoch: {"score": [0.1, 0.7, 0.2, 0.3][epoch % 4], "right": (method.net(batches.x).argmax(1) == batches.y).float().mean()}
-    history = fit(method, batches, epochs=a.epochs, lr=1e-2, clip=1.0, weight_decay=0.01, folder=a.folder, resume=a.resume, evaluate=score,
+    history = fit(method, batches, epochs=a.epochs, lr=1e-2, clip=1.0, weight_decay=0.01, folder=a.folder, evaluate=score,
                   best_by=None if a.slow or a.norm else "score", cpu=True, progress=False)
     from accelerate import PartialState
     rank = PartialState().process_index
