@@ -30,10 +30,10 @@ def per_record(
     record, first = windows.grid(stride)
     total = None
     for r, at in zip(record.split(batch_size), first.split(batch_size)):
-        out = f(windows.gather(r, at)).double()
+        out = f(windows.gather(r, at)).cpu().double()                              # sums on the CPU: not every GPU has double precision
         if total is None: total = out.new_zeros(len(windows), out.shape[1])
-        total.index_add_(0, r.to(out.device), out)
-    return (total / torch.bincount(record, minlength=len(windows)).to(total.device)[:, None]).cpu().numpy()
+        total.index_add_(0, r, out)
+    return (total / torch.bincount(record, minlength=len(windows))[:, None]).numpy()
 
 # %% ../nbs/13_probes.ipynb #3609cf72
 def features(
