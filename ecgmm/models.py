@@ -529,16 +529,21 @@ def weights_digest(
 def save_decision(
     folder,           # a model folder
     decision: dict,   # "thresholds" (24 numbers), "calibration", "choice", "metrics", and what is worth knowing, JSON only
-) -> Path:            # the file, `decision.json`
+    file=None,        # where, if elsewhere: nothing in the model folder is touched then
+) -> Path:            # the file, `decision.json` beside the weights if not elsewhere
     "Write what is decided about a model beside its weights, which are not touched, and renew its card."
     folder = Path(folder)
     config, _, noted = _described(folder)
     _check_decision(decision, config, "save_decision")
     decision = json.loads(_text(decision, "save_decision: the decision"))
+    text = _text(dict(format=_DECISION_FORMAT, ecgmm=__version__, weights=fingerprint(noted["tensors"]), checksums=_checksums(decision, {})["config"], decision=decision), "save_decision")
+    if file is not None:
+        write_whole(file, text)
+        return Path(file)
     file, card, told = folder / _DECISION, folder / _FILES[2], read_marker(folder)
     if os.path.lexists(file) and (not file.is_file() or _read_json(file).get("format") != _DECISION_FORMAT): raise EcgmmError(f"{file} is there already and was not made by this command: move it away")
     if told: Run.begin(folder, "model", told["identity"], (*_FILES, _DECISION))             # takes half files of killed calls away
-    write_whole(file, _text(dict(format=_DECISION_FORMAT, ecgmm=__version__, weights=fingerprint(noted["tensors"]), checksums=_checksums(decision, {})["config"], decision=decision), "save_decision"))
+    write_whole(file, text)
     if not card.exists() or card.is_file() and _CARD in card.read_text(encoding="utf-8", errors="replace"): write_whole(card, model_card(config | decision))   # a person's own is left alone
     return file
 

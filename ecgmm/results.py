@@ -254,7 +254,7 @@ def write_report(
 
 # %% ../nbs/60_results.ipynb #fbc210ba
 def read_study(
-    name: str,   # of a pair of files in `results/` of the repository
+    name: str,   # of a pair of files in `ecgmm/raw_results`
 ) -> tuple:      # scores as a data frame, circumstances as a dict
     "A study whose raw results are in the repository."
     return pd.read_csv(results_file(f"{name}.csv")), json.loads(results_file(f"{name}.json").read_text())

@@ -12,19 +12,18 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.signal import butter, sosfiltfilt
-from tqdm.auto import tqdm
 
-from .command import EcgmmError, command
+from .command import EcgmmError, command, progress as progress_bar
 from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, label_vector, read_record, resample
 from .folds import ROLES, make_folds, make_groups, read_patients, roles
+from .runs import Run, file_digest, file_error, fingerprint, read_marker, write_whole
 
 # %% ../nbs/06_store.ipynb #002c22bc
 _LONGEST, _SHORTEST, _LIMIT = 3600.0, 1.0, 20.0  # s, s, mV: beyond these a file is not taken for a resting ECG
@@ -93,7 +92,6 @@ def prepare_record(
     return x, dict(name=r.name, age=r.age, sex=r.sex, labelled=int(bool(r.codes)), codes=" ".join(r.codes), **facts)
 
 # %% ../nbs/06_store.ipynb #d5e9dadb
-_PART, _PART_BYTES = 256, 256 << 20  # the most records and the most bytes of signal files in a shard
 _VERSION = 1                         # of the store's layout and preprocessing
 
 
@@ -118,72 +116,89 @@ def find_records(
     lost |= {str(s): "a signal file without a header" for s in signals if s.with_suffix("") not in known}
     return sorted(headers), lost
 
+# %% ../nbs/06_store.ipynb #5a0c77d1
+_PART, _PART_BYTES = 256, 256 << 20  # the most records and the most bytes of signal files in a shard
+_READABLE = 1 << 30                  # bytes: a larger file is no resting ECG, is refused when it is prepared, and is not read here
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)   # states of the machine, not faults of a file
+_INPUTS = "inputs.json"              # the digests of the files, in the store
+
+
+def _files_of(root, header):
+    "The files of a recording: its header, and what stands beside it under a name that the header mentions or its own."
+    named = {header.with_suffix(end).name for end in (".mat", ".dat")}
+    with open(root / header, "rb") as f: words = f.read(1 << 16).split()
+    named |= {w.decode() for w in words if w.isascii() and w.decode().lower().endswith((".mat", ".dat"))}
+    return [header, *(header.with_name(n) for n in sorted(named) if Path(n).name == n and (root / header).with_name(n).is_file())]
+
+
+def _digest(root, known, header):
+    "What the files of one recording hold: its bytes, its digest, and an entry for `inputs.json` per file."
+    total, told, entries = 0, [], {}
+    try:
+        for file in _files_of(root, header):
+            s = (root / file).stat()
+            old = known.get(str(file), [])
+            digest = old[2] if old[:2] == [s.st_size, s.st_mtime_ns] else file_digest(root / file) if s.st_size <= _READABLE else "too large to be read"
+            entries[str(file)] = [s.st_size, s.st_mtime_ns, digest]
+            total += s.st_size
+            told.append([file.name, digest])
+    except OSError as e:
+        if e.errno in _PASSING: raise
+        told.append(["not readable"])                               # its own fault, and said when it is prepared
+    return total, fingerprint(told), entries
+
+
+def _parts(sizes, headers):
+    "Cut the list of headers into parts of a shard each."
+    parts, size = [[]], 0
+    for h, n in zip(headers, sizes):
+        if parts[-1] and (len(parts[-1]) == _PART or size > _PART_BYTES): parts, size = parts + [[]], 0
+        parts[-1].append(h)
+        size += n
+    return parts
+
 
 def _source(path):
     "The nearest folder above a record that is not just a part of a source."
     named = [p.name for p in path.parents if p.name and not re.fullmatch(r"g\d+", p.name)]
     return named[0] if named else ""
 
-
-def _parts(root, headers):
-    "Cut the list of headers into parts, each with a fingerprint of its files: (headers, fingerprint)."
-    parts, part, size, digest = [], [], 0, hashlib.blake2b(digest_size=12)
-    for h in headers:
-        weight = 0
-        for file in (root / h, (root / h).with_suffix(".mat"), (root / h).with_suffix(".dat")):
-            try: s = file.stat()
-            except OSError: continue
-            weight += s.st_size
-            digest.update(f"{h}:{file.suffix}:{s.st_size}:{s.st_mtime_ns};".encode())
-        part.append(h); size += weight
-        if len(part) == _PART or size > _PART_BYTES:
-            parts.append((part, digest.hexdigest()))
-            part, size, digest = [], 0, hashlib.blake2b(digest_size=12)
-    return parts + [(part, digest.hexdigest())] * bool(part)
-
 # %% ../nbs/06_store.ipynb #478840a1
-def _write(path, data):
-    "Write bytes beside `path` and rename when whole."
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as f:
-            for piece in data: f.write(piece)
-        part.replace(path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        full = e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        raise OSError(e.errno, f"{path}: {'no space left' if full else e.strerror}; free some and run again, what is done is kept" if full else f"{path}: {e.strerror}") from None
+def _shard(k):
+    "The names of the k-th shard and of the note that says what is in it."
+    return f"shard-{k:03d}.npy", f"shard-{k:03d}.json"
 
 
-def _npy_header(length):
-    "The first bytes of an .npy file of (length, 12) int16."
-    text = f"{{'descr': '<i2', 'fortran_order': False, 'shape': ({length}, 12), }}"
-    pad = -(len(text) + 11) % 64
-    return b"\x93NUMPY\x01\x00" + (len(text) + pad + 1).to_bytes(2, "little") + text.encode() + b" " * pad + b"\n"
-
-
-def _prepare_part(root, target, options, job):
-    "Make shard number `k` from one part: `shard-k.npy` and `shard-k.json`; nothing to do where both fit the fingerprint."
-    k, headers, print_ = job
-    npy, note = target / f"shard-{k:03d}.npy", target / f"shard-{k:03d}.json"
-    if note.is_file() and npy.is_file():
-        try: done = json.loads(note.read_text())
-        except ValueError: done = {}
-        if done.get("fingerprint") == print_: return done
+def _prepare_part(root, folder, options, job):
+    "Make shard number `k` from one part, unless it is there: what it holds, and what was left out."
+    k, headers = job
+    npy, note = (folder / name for name in _shard(k))
+    if note.is_file() and npy.is_file(): return json.loads(note.read_text())
     pieces, rows, skipped, start = [], [], {}, 0
     for h in headers:
         try: x, row = prepare_record(root / h, **options)
-        except Exception as e:
-            reason = str(e) if isinstance(e, (ValueError, OSError)) else f"{type(e).__name__}: {e}"
-            skipped[str(h)] = " ".join(reason.removeprefix(f"{root / h}: ").split())
+        except EcgmmError as e:
+            skipped[str(h)] = " ".join(str(e).removeprefix(f"{root / h}: ").split())
             continue
-        pieces.append(x.tobytes())
-        rows.append(dict(row, path=str(h), source=_source(h), shard=k, start=start))
+        pieces.append(x)
+        rows.append(dict(row, path=str(h), source=_source(root / h), shard=k, start=start))
         start += len(x)
-    _write(npy, [_npy_header(start), *pieces])
-    done = dict(fingerprint=print_, length=start, rows=rows, skipped=skipped)
-    _write(note, [json.dumps(done).encode()])
+    def write(part):
+        with open(part, "wb") as f:
+            np.lib.format.write_array_header_1_0(f, dict(descr="<i2", fortran_order=False, shape=(start, 12)))
+            for x in pieces: f.write(x.tobytes())
+    write_whole(npy, write)
+    done = dict(length=start, rows=rows, skipped=skipped)
+    write_whole(note, json.dumps(done))
     return done
+
+
+def _each(work, jobs, workers, processes):
+    "The results of all jobs in order, by one worker or by several."
+    if workers == 1: yield from map(work, jobs); return
+    with (ProcessPoolExecutor if processes else ThreadPoolExecutor)(workers) as pool:
+        try: yield from pool.map(work, jobs)
+        finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/06_store.ipynb #6be1762d
 class Store:
@@ -194,8 +209,13 @@ class Store:
         folder,   # what `prepare` made
     ):
         self.folder = Path(folder)
+        if read_marker(self.folder).get("state") == "begun": raise EcgmmError(f"{self.folder}: this store is not finished; call the ecgmm_prepare that began it again")
+        self._open()
+
+    def _open(self):
         try: self.meta = json.loads((self.folder / "meta.json").read_text())
         except (OSError, ValueError) as e: raise EcgmmError(f"{self.folder}: not a store (no readable meta.json); make one with ecgmm_prepare") from e
+        if not isinstance(self.meta, dict): raise EcgmmError(f"{self.folder}: not a store (meta.json is no object)")
         expected = dict(version=_VERSION, fs=FS, unit="uV", leads=list(LEADS), classes=[c.code for c in CLASSES])
         for key, value in expected.items():
             if self.meta.get(key) != value: raise EcgmmError(f"{self.folder}: {key} is {self.meta.get(key)!r}, {value!r} is needed; prepare it again")
@@ -207,7 +227,8 @@ class Store:
         self.y = self.records[list(ABBREVIATIONS)].to_numpy(np.uint8)
         self.shards = []
         for k, length in enumerate(self.meta["shards"]):
-            self.shards.append(np.load(self.folder / f"shard-{k:03d}.npy", mmap_mode="r"))
+            try: self.shards.append(np.load(self.folder / _shard(k)[0], mmap_mode="r"))
+            except (OSError, ValueError) as e: raise EcgmmError(f"{self.folder / _shard(k)[0]}: cannot be read: {e}") from None
             if self.shards[-1].shape != (length, 12) or self.shards[-1].dtype != np.int16:
                 raise EcgmmError(f"{self.folder}/shard-{k:03d}.npy: ({length}, 12) int16 is needed, got {self.shards[-1].shape} {self.shards[-1].dtype}")
 
@@ -296,7 +317,7 @@ def data_card(
     unknown = codes[~codes.isin(list(code_names()))].value_counts()
     pairs = r[r["hash"].duplicated(keep=False)].groupby("hash")
     disagree = sum(len(set(map(tuple, g[list(ABBREVIATIONS)].to_numpy()))) > 1 for _, g in pairs)
-    parts = [f"# Data card of `{store.folder.name.removesuffix('.part')}`", f"{len(r)} recordings, {len(skipped)} files skipped, {store.meta['n_folds']} folds over {store.groups.max() + 1 if len(r) else 0} groups. "
+    parts = [f"# Data card of `{store.folder.name}`", f"{len(r)} recordings, {len(skipped)} files skipped, {store.meta['n_folds']} folds over {store.groups.max() + 1 if len(r) else 0} groups. "
              f"Samples: int16 µV at {FS} Hz, leads {', '.join(LEADS)}; {'baseline removed (0.5 Hz high-pass)' if store.meta['options']['denoise'] else 'no filter but the anti-aliasing one'}.",
              "## Sources", _markdown(source_table(r)), "## Scored classes", _markdown(counts),
              f"## Identical samples under two names\n\n{len(pairs)} sets, {disagree} of them with different labels: " + ("; ".join(" = ".join(g["name"]) for _, g in pairs) or "none"),
@@ -305,9 +326,25 @@ def data_card(
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/06_store.ipynb #071b73a0
-def _write_csv(path, table):
-    "A table as CSV, whole or not at all."
-    _write(path, [table.to_csv(index=False).encode()])
+def _found(roots, base):
+    "All headers below the roots, as paths below `base`, and what cannot be used as path -> reason."
+    headers, lost = [], {}
+    for root in roots:
+        if not root.is_dir(): raise EcgmmError(f"{root} is not a folder")
+        found, unusable = find_records(root)
+        if not found: raise EcgmmError(f"no WFDB header (.hea) below {root}" + "".join(f"; {path}: {why}" for path, why in list(unusable.items())[:3]))
+        headers += [root.relative_to(base) / h for h in found]
+        lost |= {str(root.relative_to(base) / p): why for p, why in unusable.items()}
+    if len(set(headers)) < len(headers): raise EcgmmError(f"one of {', '.join(map(str, roots))} lies in another")
+    return headers, lost
+
+
+def _known_inputs(store):
+    "The digests that an earlier call noted."
+    try: known = json.loads((store / _INPUTS).read_text())
+    except (OSError, ValueError): return {}
+    fits = isinstance(known, dict) and all(isinstance(v, list) and len(v) == 3 for v in known.values())
+    return known if fits else {}
 
 
 def prepare(
@@ -319,72 +356,80 @@ def prepare(
     patients=None,              # CSV that says which patient a record belongs to, see `read_patients`
     seed: int = 0,              # of the folds
     n_folds: int = 10,          # how many folds, at least 3
-    overwrite: bool = False,    # replace a store that is there
-    workers: int | None = None, # processes; None takes all cores
+    overwrite: bool = False,    # replace a store that is there and was made otherwise, or make the same one again
+    workers: int | None = None, # at a time; None: one a core
+    processes: bool = False,    # workers are processes, not threads: faster, but the calling script needs `if __name__ == "__main__"`
     progress: bool = True,      # show a progress bar
 ) -> Store:
     "Make a `Store` from a folder tree; what is there already is not done again, and what cannot be taken is listed."
-    if n_folds < len(ROLES): raise EcgmmError(f"prepare: at least {len(ROLES)} folds are needed, one for each of {', '.join(ROLES)}, got {n_folds}")
+    if n_folds < len(ROLES): raise EcgmmError(f"at least {len(ROLES)} folds are needed, one for each of {', '.join(ROLES)}, got {n_folds}")
+    if workers is not None and workers < 1: raise EcgmmError(f"at least one worker is needed, got {workers}")
+    if not 0 <= max_missing < 1: raise EcgmmError(f"max_missing must be from 0 to below 1, got {max_missing}")
     roots, store = [Path(d).resolve() for d in ([data] if isinstance(data, (str, Path)) else data)], Path(store)
-    headers, lost, base = [], {}, Path(os.path.commonpath(roots))
-    for root in roots:
-        if not root.is_dir(): raise EcgmmError(f"prepare: {root} is not a folder")
-        found, unusable = find_records(root)
-        if not found: raise EcgmmError(f"prepare: no WFDB header (.hea) below {root}")
-        headers += [root.relative_to(base) / h for h in found]
-        lost |= {str(root.relative_to(base) / p): why for p, why in unusable.items()}
-    if len(set(headers)) < len(headers): raise EcgmmError(f"prepare: one of {', '.join(map(str, roots))} lies in another")
-    options = dict(denoise=denoise, derive=derive, max_missing=max_missing)
-    parts = _parts(base, headers)
+    base, workers = Path(os.path.commonpath(roots)), workers or os.cpu_count() or 1
+    headers, lost = _found(roots, base)
     who = read_patients(patients) if patients else {}
-    if patients and not {h.stem for h in headers} & set(who): raise EcgmmError(f"prepare: {patients} names none of the {len(headers)} records")
-    made_from = hashlib.blake2b(json.dumps([_VERSION, options, seed, n_folds, [p for _, p in parts], sorted(who.items()), sorted(lost.items())]).encode(), digest_size=12).hexdigest()
-    if store.exists():
-        if not (store / "meta.json").is_file(): raise EcgmmError(f"prepare: {store} is there already and is not a store; choose another name")
-        if json.loads((store / "meta.json").read_text()).get("made_from") == made_from and not overwrite: return Store(store)
-        if not overwrite: raise EcgmmError(f"prepare: {store} is there already and was made from other files or options; choose another name or --overwrite")
-    target = store.with_name(store.name + ".part")
-    target.mkdir(parents=True, exist_ok=True)
-    jobs = [(k, part, f"{_VERSION}:{sorted(options.items())}:{fp}") for k, (part, fp) in enumerate(parts)]
-    work = partial(_prepare_part, base, target, options)
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    with tqdm(total=len(headers), unit="records", desc="prepare", disable=not progress) as bar:
-        done = []
-        def note(result): done.append(result); bar.update(len(result["rows"]) + len(result["skipped"]))
-        if workers == 1:
-            for job in jobs: note(work(job))
-        else:
-            with ProcessPoolExecutor(workers) as pool:
-                for result in pool.map(work, jobs): note(result)
-    _finish(target, done, lost, who, dict(options=options, seed=seed, n_folds=n_folds, made_from=made_from))
-    _write(target / "card.md", [data_card(Store(target)).encode()])
-    old = store.with_name(store.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if store.exists(): store.rename(old)
-    target.rename(store)
-    shutil.rmtree(old, ignore_errors=True)
+    if patients and not {h.stem for h in headers} & set(who): raise EcgmmError(f"{patients} names none of the {len(headers)} records")
+    options = dict(denoise=denoise, derive=derive, max_missing=max_missing)
+    with progress_bar(len(headers), "recordings", "read", progress) as bar:
+        work, seen = partial(_digest, base, _known_inputs(store)), []
+        try: seen = [(bar.update(), result)[1] for result in _each(work, headers, workers, processes=False)]
+        except OSError as e: raise file_error(e.filename or base, e) from None
+    settings = dict(options=options, seed=seed, n_folds=n_folds, patients=fingerprint(sorted(who.items())) if patients else None)
+    files = [[str(h), _source(base / h), digest] for h, (_, digest, _) in zip(headers, seen)]
+    identity = settings | dict(version=_VERSION, recordings=len(headers), files=fingerprint([files, sorted(lost.items())]))
+    jobs = list(enumerate(_parts([size for size, _, _ in seen], headers)))
+    shards = [name for k, _ in jobs for name in _shard(k)]
+    with Run.begin(store, "store", identity, [_INPUTS, *shards, *_TABLES], overwrite=overwrite, say=progress) as run:
+        if not run.done:
+            run.write(_INPUTS, json.dumps({path: entry for _, _, entries in seen for path, entry in entries.items()}))
+            done = _prepare_parts(partial(_prepare_part, base, store, options), jobs, len(headers), min(workers, len(jobs)), processes, progress)
+            _finish(run, done, lost, who, settings)
     return Store(store)
 
+
+def _prepare_parts(work, jobs, n, workers, processes, progress):
+    "What each shard holds."
+    done = []
+    with progress_bar(n, "recordings", "prepare", progress) as bar:
+        try:
+            for result in _each(work, jobs, workers, processes):
+                done.append(result)
+                bar.update(len(result["rows"]) + len(result["skipped"]))
+        except OSError as e: raise EcgmmError(f"{e.filename or 'a recording'}: {e.strerror or e}; this is not the recording's fault, so nothing was left out for it: free what is missing and call again") from None
+    return done
+
 # %% ../nbs/06_store.ipynb #5d99be47
-def _finish(target, done, lost, who, settings):
-    "Write the tables and `meta.json` over the shards, and remove what belongs to other parts."
+_TABLES = ("skipped.csv", "records.csv", "folds.csv", "meta.json", "card.md")
+_COLUMNS = ["name", "source", "path", "shard", "start", "length", "fs", "seconds", "age", "sex", "labelled", "codes", "patient", "hash", "missing", "flat", "clipped", "einthoven"]
+
+
+def _finish(run, done, lost, who, settings):
+    "Write the tables and `meta.json` over the shards; the notes of the shards are no longer needed."
     rows = pd.DataFrame([row for part in done for row in part["rows"]])
-    skipped = lost | {path: why for part in done for path, why in part["skipped"].items()}
-    _write_csv(target / "skipped.csv", pd.DataFrame(sorted(skipped.items()), columns=["path", "reason"]))
-    if not len(rows): raise EcgmmError(f"prepare: none of the {len(skipped)} files can be used; {target / 'skipped.csv'} says why")
+    skipped = sorted((lost | {path: why for part in done for path, why in part["skipped"].items()}).items())
+    if not len(rows):
+        run.drop(*run.files)                                                # nothing is left of a store without recordings
+        raise EcgmmError("\n".join([f"none of the {len(skipped)} files can be used:", *(f"  {path}: {why}" for path, why in skipped[:5]), *["  ..."] * (len(skipped) > 5)]))
     y = np.stack([label_vector(codes.split()) for codes in rows["codes"]])
     rows["patient"] = [who.get(name, "") for name in rows["name"]]
-    first = ["name", "source", "path", "shard", "start", "length", "fs", "seconds", "age", "sex", "labelled", "codes", "patient", "hash", "missing", "flat", "clipped", "einthoven"]
-    _write_csv(target / "records.csv", pd.concat([rows[first], pd.DataFrame(y, columns=ABBREVIATIONS)], axis=1))
     groups = make_groups(list(rows["patient"]), list(rows["hash"]))
-    folds = pd.DataFrame(dict(path=rows["path"], name=rows["name"], group=groups, fold=make_folds(y, groups, rows["source"], settings["n_folds"], settings["seed"])))
-    _write_csv(target / "folds.csv", folds)
+    fold = make_folds(y, groups, rows["source"], settings["n_folds"], settings["seed"])
+    tables = {"skipped.csv": pd.DataFrame(skipped, columns=["path", "reason"]),
+              "records.csv": pd.concat([rows[_COLUMNS], pd.DataFrame(y, columns=ABBREVIATIONS)], axis=1),
+              "folds.csv": pd.DataFrame(dict(path=rows["path"], name=rows["name"], group=groups, fold=fold))}
+    text = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
+    for name in tables: run.write(name, text[name])
+    content = fingerprint([text["records.csv"], text["folds.csv"], settings["options"], _VERSION])      # the records' hashes stand for their samples
     meta = dict(version=_VERSION, fs=FS, unit="uV", leads=list(LEADS), classes=[c.code for c in CLASSES], class_names=[c.name for c in CLASSES],
-                shards=[part["length"] for part in done], fold_hash=hashlib.blake2b(folds.to_csv(index=False).encode(), digest_size=12).hexdigest(), **settings)
-    _write(target / "meta.json", [json.dumps(meta, indent=1).encode()])
-    keep = {f"shard-{k:03d}.npy" for k in range(len(done))} | {"records.csv", "skipped.csv", "folds.csv", "meta.json"}
-    for file in target.iterdir():
-        if file.name not in keep: file.unlink()
+                shards=[part["length"] for part in done], content=content, fold_hash=fingerprint(text["folds.csv"]), **settings)
+    run.write("meta.json", json.dumps(meta, indent=1))
+    store = Store.__new__(Store)
+    store.folder = run.folder
+    store._open()
+    run.write("card.md", data_card(store))
+    run.drop(*(_shard(k)[1] for k in range(len(done))))
+    run.finish(dict(recordings=len(rows), skipped=len(skipped)))
 
 # %% ../nbs/06_store.ipynb #9b35045c
 @command
@@ -397,11 +442,12 @@ def ecgmm_prepare(
     patients: str = None,        # CSV record,patient, or PTB-XL's ptbxl_database.csv
     n_folds: int = 10,           # number of folds, at least 3
     seed: int = 0,               # of the stratification
-    overwrite: bool = False,     # replace a store that is there
-    workers: int = None,         # processes; all cores if not given
+    overwrite: bool = False,     # replace a store that is there and was made otherwise
+    workers: int = None,         # at a time; one a core if not given
+    processes: bool = False,     # workers are processes instead of threads: faster where there are many cores
 ):
     "Prepare a folder of 12-lead WFDB records: one store at 100 Hz, with folds, a data card, and a reason for every file left out."
-    made = prepare(data.split(","), store, denoise, derive, max_missing, patients, seed, n_folds, overwrite, workers)
+    made = prepare(data.split(","), store, denoise, derive, max_missing, patients, seed, n_folds, overwrite, workers, processes)
     skipped = pd.read_csv(made.folder / "skipped.csv")
     print(source_table(made.records).to_string())
     doubled = made.records["hash"].duplicated().sum()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from patience import HANG
 
 from ecgmm.metrics import report
 from ecgmm.models import load_model
@@ -17,7 +18,7 @@ BIN = Path(sys.executable).parent
 
 
 def run(command, *args, cwd, fails=False):
-    done = subprocess.run([str(BIN / command), *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run([str(BIN / command), *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=HANG, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + (done.stderr if fails else "")

@@ -5,11 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from patience import killed_when_it_opens
 
 from ecgmm.data import LEADS, Record, read_record, write_record
 from ecgmm.store import Store, prepare
@@ -167,7 +167,6 @@ def test_overwrite_does_it_again_and_a_table_of_others_is_refused(tmp_path):
     root = database(tmp_path / "db", 3)
     first = (prepare(root, tmp_path / "store", progress=False).folder / "meta.json").stat().st_mtime_ns
     assert (prepare(root, tmp_path / "store", overwrite=True, progress=False).folder / "meta.json").stat().st_mtime_ns != first
-    assert not (tmp_path / "store.old").exists()
     (tmp_path / "patients.csv").write_text("record,patient\nX1,a\n")
     with pytest.raises(ValueError, match="names none of the 3 records"): prepare(root, tmp_path / "other", patients=tmp_path / "patients.csv", progress=False)
 
@@ -188,7 +187,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
 
 
 def prepare_in_a_process(root, store, before=""):
-    code = f"import resource\n{before}\nfrom ecgmm.store import ecgmm_prepare\necgmm_prepare({str(root)!r}, {str(store)!r}, workers=1)"
+    code = f"import resource\n{before}\nimport sys; from ecgmm.store import ecgmm_prepare\nsys.argv = ['ecgmm_prepare', '--data', {str(root)!r}, '--store', {str(store)!r}, '--workers', '1']\necgmm_prepare()"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -196,33 +195,33 @@ def test_full_disk(tmp_path):
     root = database(tmp_path / "db", 8)                                            # 8 records of 24 kB in a shard
     p = prepare_in_a_process(root, tmp_path / "store", "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))")
     said = p.communicate()[0]
-    assert p.returncode == 1 and "no space left" in said and "run again" in said and "Traceback" not in said, said
-    assert not (tmp_path / "store").exists()
+    assert p.returncode == 1 and "no space left" in said and "run the same command again" in said and "Traceback" not in said, said
+    assert not [p for p in (tmp_path / "store").iterdir() if p.name.endswith(".part")]      # what filled the disk is gone
     assert len(prepare(root, tmp_path / "store", progress=False)) == 8
 
 
 def test_killed_in_the_middle_and_resumed(tmp_path):
     root = database(tmp_path / "db", 520)                                          # three shards
     whole = prepare(root, tmp_path / "whole", progress=False, workers=2)
-    p = prepare_in_a_process(root, tmp_path / "store")
-    first = tmp_path / "store.part" / "shard-000.json"
-    while not first.exists() and p.poll() is None: time.sleep(0.01)
-    p.send_signal(signal.SIGKILL); p.wait()
-    assert not (tmp_path / "store").exists() and first.exists()
+    p = prepare_in_a_process(root, tmp_path / "store", killed_when_it_opens("shard-001"))
+    first, said = tmp_path / "store" / "shard-000.json", p.communicate()[0]
+    assert p.returncode == -signal.SIGKILL, said
+    with pytest.raises(ValueError, match="not finished"): Store(tmp_path / "store")
+    assert first.exists()
     made = first.with_suffix(".npy").stat().st_mtime_ns
     store = prepare(root, tmp_path / "store", progress=False)
     assert (store.folder / "shard-000.npy").stat().st_mtime_ns == made             # not done again
     for k in range(3): assert (store.folder / f"shard-{k:03d}.npy").read_bytes() == (whole.folder / f"shard-{k:03d}.npy").read_bytes()
     for name in ("records.csv", "folds.csv", "skipped.csv"): assert (store.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     assert store.meta == whole.meta                                                # one worker or two
-    assert not (tmp_path / "store.part").exists()
+    assert sorted(p.name for p in store.folder.iterdir()) == sorted(p.name for p in whole.folder.iterdir())   # and nothing is left behind
 
 
 def test_changed_files_are_noticed(tmp_path):
     root = database(tmp_path / "db", 4)
     prepare(root, tmp_path / "store", progress=False)
     write_record(root / "training" / "ward" / "g1", record("W0009", 9))
-    with pytest.raises(ValueError, match="other files or options"): prepare(root, tmp_path / "store", progress=False)
+    with pytest.raises(ValueError, match="with another files"): prepare(root, tmp_path / "store", progress=False)
     assert len(prepare(root, tmp_path / "store", overwrite=True, progress=False)) == 5
 
 

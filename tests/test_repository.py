@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from patience import HANG
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -19,9 +20,9 @@ CONFIG = ConfigParser(delimiters=["="])
 CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
 
 
-def run(*command, cwd=ROOT, timeout=600, **env):
+def run(*command, cwd=ROOT, **env):
     "Exit status, and stdout and stderr together."
-    done = subprocess.run([str(c) for c in command], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=HANG)
     return done.returncode, done.stdout + done.stderr
 
 

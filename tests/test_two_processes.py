@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from patience import HANG
 from safetensors.torch import load_file
 
 SCRIPT = str(Path(__file__).with_name("toy_fit.py"))
@@ -22,7 +23,7 @@ def launcher(processes):
 
 def run(*options, processes=1, check=True, script=SCRIPT):
     launch = launcher(processes)
-    return subprocess.run([sys.executable, *(launch if processes > 1 else []), script, *map(str, options)], env=ENV, check=check, capture_output=True, text=True, timeout=180)
+    return subprocess.run([sys.executable, *(launch if processes > 1 else []), script, *map(str, options)], env=ENV, check=check, capture_output=True, text=True, timeout=HANG)
 
 
 def weights(path): return load_file(path), torch.cat([v.flatten().double() for v in load_file(path).values()])
@@ -37,10 +38,10 @@ def test_two_are_as_one(tmp_path):
     assert names["net.0.weight"].abs().max() > 0.1
     lines = [line for line in told.splitlines() if line.startswith("right")]
     assert len(lines) == 2 and lines[0] == lines[1]                                   # and with the same history
-    again = run(tmp_path / "again", "--folder", tmp_path / "run", "--resume", processes=2)
+    again = run(tmp_path / "again", "--folder", tmp_path / "run", processes=2)
     assert "step" not in again.stdout                                                 # nothing is left to train
     assert torch.equal(weights(tmp_path / "again.1")[1], two)
-    alone = run(tmp_path / "alone", "--folder", tmp_path / "run", "--resume", check=False)   # with another number of processes it would be another run
+    alone = run(tmp_path / "alone", "--folder", tmp_path / "run", check=False)   # with another number of processes it would be another run
     assert alone.returncode != 0 and "made with processes=2, this run has processes=1" in alone.stderr
 
 

@@ -5,7 +5,7 @@
 For each test fold k the encoder is pre-trained on the train role (and the unlabelled store) and judged on the recordings of *tune*, fold k + 1. The study reports
 test folds 0, 2, 4, 6 and 8; with k among them every recording that is *judged* here is in an odd
 fold, so none of them is ever reported (most reported ones are trained on here, as the train role of other folds is).
-Figures are macro AUROC over classes with at least three positives; fine-tuning is the mean of its last three epochs. `results/ssl-recipes.csv` holds what was printed.
+Figures are macro AUROC over classes with at least three positives; fine-tuning is the mean of its last three epochs. `ecgmm/raw_results/ssl-recipes.csv` holds what was printed.
 """
 import argparse
 import copy
