@@ -10,11 +10,11 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from .command import EcgmmError
 from .models import mlp
 from .probes import embedding_spread
+from .simclr import directions
 from .spectrogram import FrontEnd
 from .training import cosine, ema_update
 from .views import make_views, recipe
@@ -26,7 +26,7 @@ def byol_loss(
 ) -> torch.Tensor:             # scalar between 0 and 4
     "The mean squared distance between the two directions: 2 - 2 cos."
     if predicted.shape != target.shape or predicted.ndim != 2: raise EcgmmError(f"byol_loss: two (B, D) of one shape are needed, got {tuple(predicted.shape)} and {tuple(target.shape)}")
-    return 2 - 2 * functional.cosine_similarity(predicted.float(), target.detach().float(), dim=1).mean()
+    return 2 - 2 * (directions(predicted) * directions(target.detach())).sum(1).mean()
 
 # %% ../nbs/21_byol.ipynb #c92bc2aa
 class BYOL(nn.Module):

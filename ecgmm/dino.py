@@ -12,11 +12,11 @@ import math
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.nn import functional
 
 from .command import EcgmmError
 from .models import mlp
 from .probes import embedding_spread
+from .simclr import directions
 from .spectrogram import FrontEnd
 from .training import cosine, ema_update, processes
 from .views import make_views, recipe
@@ -42,8 +42,8 @@ class DINOHead(nn.Module):
         h: torch.Tensor,   # (B, n_in) features
     ) -> torch.Tensor:     # (B, n_out) float32 cosines, between -1 and 1
         "Compare with each prototype."
-        z = functional.normalize(self.mlp(h).float(), dim=1)
-        with torch.autocast(h.device.type, enabled=False): return z @ functional.normalize(self.prototypes, dim=1).T
+        z = directions(self.mlp(h))
+        with torch.autocast(h.device.type, enabled=False): return z @ directions(self.prototypes).T
 
 # %% ../nbs/22_dino.ipynb #a19fa158
 def batch_mean(

@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
 import wfdb
+from patience import killed_when_it_opens
 
 import ecgmm.data
 from ecgmm.command import EcgmmError
@@ -281,10 +281,9 @@ def test_full_disk(tmp_path):
 def test_killed_in_the_middle_and_resumed(tmp_path):
     root = database(tmp_path / "db", 520)                                          # three shards
     whole = prepare(root, tmp_path / "whole", progress=False, workers=2)
-    p = prepare_in_a_process(root, tmp_path / "store")
-    first = tmp_path / "store" / "shard-000.json"
-    while not first.exists() and p.poll() is None: time.sleep(0.01)
-    p.send_signal(signal.SIGKILL); p.wait()
+    p = prepare_in_a_process(root, tmp_path / "store", killed_when_it_opens("shard-001"))
+    first, said = tmp_path / "store" / "shard-000.json", p.communicate()[0]
+    assert p.returncode == -signal.SIGKILL, said
     with pytest.raises(ValueError, match="not finished"): Store(tmp_path / "store")
     assert first.exists()
     made = first.with_suffix(".npy").stat().st_mtime_ns
