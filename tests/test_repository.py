@@ -132,7 +132,9 @@ def bars(outputs):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_no_bars_are_saved(path): assert [line for c in nbformat.read(path, 4).cells if c.cell_type == "code" for line in bars(c.outputs)] == []
+def test_no_bars_are_saved(path):
+    "But for the cells that show `progress` itself."
+    assert [line for c in nbformat.read(path, 4).cells if c.cell_type == "code" and "progress(" not in c.source for line in bars(c.outputs)] == []
 
 
 def test_a_saved_bar_is_found():
