@@ -290,7 +290,9 @@ class Run:
     def __enter__(self): return self
 
     def __exit__(self, kind, error, trace):
-        if self._locked and error is not None and not any(os.path.lexists(self.folder / name) for name in self.files): self._remove([MARKER])   # nothing was made: nothing is left
+        if self._locked and error is not None and not any(os.path.lexists(self.folder / name) for name in self.files):   # nothing was made: nothing is left
+            self._remove(sorted(self.files))                                 # the empty folders, while the marker still says whose they are
+            self._remove([MARKER])
         self._release()
 
     def path(self,
