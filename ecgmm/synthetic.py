@@ -8,7 +8,7 @@ __all__ = ['ELECTRODES', 'TORSO', 'electrodes_to_leads', 'sum_of_waves', 'Heart'
 
 # %% ../nbs/01_synthetic.ipynb #d148bbb0
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy.signal import butter, sosfilt
 
-from .command import EcgmmError, command
-from .data import ABBREVIATIONS, CLASSES, Record, write_record
+from .command import EcgmmError, command, progress as progress_bar
+from .data import ABBREVIATIONS, CLASSES, Record, record_files
+from .runs import Run
 
 # %% ../nbs/01_synthetic.ipynb #7e58b25d
 ELECTRODES = ("RA", "LA", "LL", "V1", "V2", "V3", "V4", "V5", "V6")  # right arm, left arm, left leg, and six on the chest
@@ -501,13 +502,44 @@ def _plan(n, seed, least, duplicates, repeats):
     return rows
 
 # %% ../nbs/01_synthetic.ipynb #8b94d04d
-def _write(folder, seed, row):
+_SIMULATOR = 1  # goes up when the same seed gives other samples
+
+
+def _files(row):
+    "The names of a record's two files."
+    return [f"{row['path']}/{row['name']}{end}" for end in (".mat", ".hea")]
+
+
+def _write(run, seed, row):
     "Simulate and write one record; it depends on the seed and the row alone."
     source = _SOURCES[row["source"]]
     x = simulate(row["shown"], row["seconds"], row["fs"], [seed, 2, row["seed"]], row["age"], row["sex"], source.noise, [seed, 3, row["patient"]], source.mains)
-    return write_record(folder / row["path"], Record(row["name"], x, row["fs"], row["age"], row["sex"], row["codes"]))
+    made = record_files(Record(row["name"], x, row["fs"], row["age"], row["sex"], row["codes"]))
+    for name, content in made.items(): run.write(f"{row['path']}/{name}", content)
 
 
+def _write_all(run, seed, rows, workers, progress):
+    "All records that are not there yet, in threads; an error or Ctrl-C waits for no more than those that are being written."
+    missing = [row for row in rows if not all((run.folder / name).exists() for name in _files(row))]
+    with progress_bar(len(rows), "recordings", "synthesize", progress, len(rows) - len(missing)) as bar, ThreadPoolExecutor(workers) as pool:
+        try:
+            for job in as_completed([pool.submit(_write, run, seed, row) for row in missing]):
+                job.result()
+                bar.update()
+        finally: pool.shutdown(cancel_futures=True)
+
+
+def _tables_of(rows):
+    "The rows as a table, and the text files of the database: name -> content."
+    table = pd.DataFrame(rows).drop(columns=["shown", "seed"])
+    files = {f"{group}/RECORDS": "\n".join(names) + "\n" for group, names in table.groupby("path", sort=False)["name"]}
+    files["RECORDS"] = "\n".join(f"{group}/" for group in table["path"].unique()) + "\n"
+    table["path"] += "/" + table["name"] + ".hea"
+    table["patient"] = [f"P{k:05d}" for k in table["patient"]]
+    files["patients.csv"] = table[["name", "patient"]].rename(columns={"name": "record"}).to_csv(index=False)
+    return table, files
+
+# %% ../nbs/01_synthetic.ipynb #8b94d04e
 def synthesize(
     folder,                     # where to write: `training/SOURCE/g1/NAME.hea` and `.mat`, the `RECORDS` lists, and `patients.csv`
     n: int = 400,               # records
@@ -516,18 +548,24 @@ def synthesize(
     duplicates: float = 0.01,   # share of recordings that stand under a second name
     repeats: float = 0.05,      # share of records that are another visit of the same person
     workers: int | None = None, # threads; as many as processors if None
+    overwrite: bool = False,    # replace a database that another call made here
+    progress: bool = False,     # show a bar
 ) -> pd.DataFrame:              # a row per record: name, source, path, fs, seconds, age, sex, classes, codes, patient
-    "Write a database in the layout of the PhysioNet/CinC Challenge 2020."
+    "Write a database in the layout of the PhysioNet/CinC Challenge 2020; one that is there already is left as it is, an unfinished one is finished."
     if n < 1: raise EcgmmError(f"synthesize: at least one record is needed, got {n}")
     if not (0 <= duplicates <= 0.5 and 0 <= repeats <= 0.5): raise EcgmmError(f"synthesize: shares between 0 and 0.5 are needed, got {duplicates} and {repeats}")
-    folder, rows = Path(folder), _plan(n, seed, least, duplicates, repeats)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool: list(pool.map(lambda row: _write(folder, seed, row), rows))
-    table = pd.DataFrame(rows).drop(columns=["shown", "seed"])
-    for group, names in table.groupby("path", sort=False)["name"]: (folder / group / "RECORDS").write_text("\n".join(names) + "\n")
-    (folder / "RECORDS").write_text("\n".join(f"{group}/" for group in table["path"].unique()) + "\n")
-    table["path"] += "/" + table["name"] + ".hea"
-    table["patient"] = [f"P{k:05d}" for k in table["patient"]]
-    table[["name", "patient"]].rename(columns={"name": "record"}).to_csv(folder / "patients.csv", index=False)
+    if seed < 0: raise EcgmmError(f"synthesize: a seed from 0 on is needed, got {seed}")
+    if workers is not None and workers < 1: raise EcgmmError(f"synthesize: at least one thread is needed, got {workers}")
+    least = max(min(least, n // 30), 0)
+    rows = _plan(n, seed, least, duplicates, repeats)
+    table, lists = _tables_of(rows)
+    names = [name for row in rows for name in _files(row)] + list(lists)
+    identity = dict(n=n, seed=seed, least=least, duplicates=duplicates, repeats=repeats, simulator=_SIMULATOR)
+    with Run.begin(folder, "simulated database", identity, names, overwrite=overwrite, say=progress) as run:
+        if run.done: return table
+        _write_all(run, seed, rows, workers or os.cpu_count() or 1, progress)
+        for name, content in lists.items(): run.write(name, content)
+        run.finish()
     return table
 
 # %% ../nbs/01_synthetic.ipynb #3a0ca172
@@ -540,9 +578,10 @@ def ecgmm_synthesize(
     duplicates: float = 0.01,     # share of recordings that stand under a second name
     repeats: float = 0.05,        # share of records that are another visit of the same person
     workers: int = 0,             # threads; 0: as many as processors
+    overwrite: bool = False,      # replace a database that another call made there
 ):
     "Write a synthetic 12-lead ECG database in the layout of the PhysioNet/CinC Challenge 2020."
-    table = synthesize(out, n, seed, least, duplicates, repeats, workers or None)
+    table = synthesize(out, n, seed, least, duplicates, repeats, workers or None, overwrite, progress=True)
     counts = table["classes"].explode().value_counts().reindex(ABBREVIATIONS, fill_value=0)
     print(f"{n} records of {table['source'].nunique()} sources under {out}, {table['seconds'].sum() / 60:.0f} min of ECG")
     print("records per class: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
