@@ -6,14 +6,16 @@ DEMO ?= demo
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs notebooks export bench clean
+.PHONY: help demo test lab docs notebooks export bench gpu clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-.venv/.installed: settings.ini setup.py constraints.txt
+# On Linux without an NVIDIA GPU the build of PyTorch for CPUs, a tenth of the size, is taken where it can be had; TORCH_INDEX says from where.
+.venv/.installed: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ecgmm needs Python 3.11 or newer, this is %s" % sys.version.split()[0] or 0)'
 	$(PYTHON) -m venv .venv
+	$(BIN)/python tools/install_torch.py -c constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -38,5 +40,8 @@ bench: .venv/.installed  ## the speed ratios, each measured side by side in one 
 docs: .venv/.installed  ## build the site into _docs (needs Quarto: the quarto-cli package brings it)
 	$(BIN)/python tools/make_docs.py
 
-clean:  ## remove what the other targets made
-	rm -rf .venv _docs _proc $(DEMO) *.egg-info
+gpu: .venv/.installed  ## what only a GPU can show, in under six minutes (OUT=folder)
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/gpu.sh $(OUT)
+
+clean:  ## remove the environment, the site and what builds leave; what you made with the commands is yours and stays
+	rm -rf .venv _docs _proc build dist ecgmm.egg-info

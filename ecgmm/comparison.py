@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'SETTINGS', 'ARMS', 'weighted_auroc', 'weighted_auprc', 'draws', 'paired_interval', 'ranks',
-           'pretrain_stage', 'finetune_stage', 'compare', 'save_comparison', 'results_file', 'read_comparison',
-           'differences', 'plot_differences', 'ecgmm_compare']
+           'pretrain_stage', 'finetune_stage', 'one_process', 'compare', 'save_comparison', 'results_file',
+           'read_comparison', 'differences', 'plot_differences', 'study_part', 'ecgmm_compare']
 
 # %% ../nbs/31_comparison.ipynb #9999cb45
 import copy
+import os
+import re
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -16,13 +19,13 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from .command import EcgmmError, command
+from .command import EcgmmError, command, listed, progress as progress_bar
 from .data import ABBREVIATIONS
 from .finetune import finetune, probe, random_backbone
 from .metrics import macro, per_class
 from .pretrain import METHODS, load_pretrained, pretrain
+from .runs import Run, keyed, read_marker, write_whole
 from .store import Store
-from .training import stage
 
 # %% ../nbs/31_comparison.ipynb #4a17f437
 def weighted_auroc(
@@ -118,12 +121,14 @@ def pretrain_stage(
     seed: int,             # of everything random
     settings: dict,        # of the modality, as in `SETTINGS`
     cpu: bool = False,     # leave an accelerator alone
+    progress: bool = False, # show a bar
 ) -> Path:                 # a folder for `load_pretrained`
     "Pre-train once."
-    told, made_from = settings["pretrain"] | settings.get(method, {}), [s.meta["made_from"] for s in (store, *unlabelled)]
-    wanted = dict(stage="pretrain", modality=modality, method=method, fold=fold, seed=seed, encoder=settings["encoder"], told=told, made_from=made_from, folds=store.meta["fold_hash"])
-    make = lambda folder: pretrain(store, folder, fold, method, modality, settings["encoder"], unlabelled, seed=seed, resume=True, progress=False, cpu=cpu, **told)[-1]
-    return stage(out, f"pretrain-{modality}-{method}-fold{fold}-seed{seed}", wanted, make)[0]
+    told = settings["pretrain"] | settings.get(method, {})
+    wanted = dict(modality=modality, method=method, fold=fold, seed=seed, encoder=settings["encoder"], told=told, stores=[s.meta["content"] for s in (store, *unlabelled)])
+    folder = keyed(out, f"pretrain-{modality}-{method}-fold{fold}-seed{seed}", wanted)
+    pretrain(store, folder, fold, method, modality, settings["encoder"], unlabelled, seed=seed, progress=progress, cpu=cpu, **told)
+    return folder
 
 
 def finetune_stage(
@@ -137,26 +142,24 @@ def finetune_stage(
     settings: dict,        # of the modality, as in `SETTINGS`
     fraction: float = 1.0, # part of the train recordings whose labels are known
     cpu: bool = False,     # leave an accelerator alone
+    progress: bool = False, # show a bar
 ) -> tuple:                # the run's folder and its scores
     "Train a classifier once; what pre-trained it is part of what goes into it."
     told = settings["finetune"]
-    wanted = dict(stage="finetune", modality=modality, pretrained=pretrained and Path(pretrained).name, fold=fold, seed=seed, encoder=settings["encoder"], told=told, fraction=fraction,
-                  made_from=store.meta["made_from"], folds=store.meta["fold_hash"])
-    def make(folder):
-        r = finetune(store, folder, fold, modality, settings["encoder"], seed=seed, fraction=fraction, pretrained=pretrained, resume=True, progress=False, cpu=cpu, **told)
-        return {k: r[k] for k in ("threshold", "test", "tune")}
-    return stage(out, f"finetune-{modality}-{arm}-{fraction:g}-fold{fold}-seed{seed}", wanted, make)
+    wanted = dict(modality=modality, pretrained=pretrained and Path(pretrained).name, fold=fold, seed=seed, encoder=settings["encoder"], told=told, fraction=fraction, store=store.meta["content"])
+    folder = keyed(out, f"finetune-{modality}-{arm}-{fraction:g}-fold{fold}-seed{seed}", wanted)
+    return folder, finetune(store, folder, fold, modality, settings["encoder"], seed=seed, fraction=fraction, pretrained=pretrained, progress=progress, cpu=cpu, **told)
 
 
-def _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, settings, cpu):
+def _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, settings, cpu, progress):
     "(way, fraction) -> probabilities of the test recordings, for one arm on one fold with one seed."
-    answers, pretrained = {}, pretrain_stage(out, store, unlabelled, modality, arm, fold, seed, settings, cpu) if arm in METHODS else None
+    answers, pretrained = {}, pretrain_stage(out, store, unlabelled, modality, arm, fold, seed, settings, cpu, progress) if arm in METHODS else None
     if pretrained: backbone, _ = load_pretrained(pretrained, store, fold)
     if arm == "random": backbone = random_backbone(store, fold, modality, settings["encoder"], seed)
     if arm != "scratch": answers |= {key: answer["test"][1] for key, answer in probe(store, backbone, fold, fractions, seed, cpu=cpu).items()}
     if arm == "random": return answers
     for fraction in fractions:
-        run, _ = finetune_stage(out, store, modality, arm, pretrained, fold, seed, settings, fraction, cpu)
+        run, _ = finetune_stage(out, store, modality, arm, pretrained, fold, seed, settings, fraction, cpu, progress)
         with np.load(run / "predictions.npz", allow_pickle=False) as saved: answers["finetune", fraction] = saved["test_prob"]
     return answers
 
@@ -165,6 +168,13 @@ def _figures(y, prob):
     "AUROC and AUPRC over the classes that are there, and over those with at least three positives."
     c = per_class(y, prob)
     return {f"{m}{end}": macro(c[m], c["positives"], least) for end, least in (("", 1), ("_3", 3)) for m in FIGURES} | {"classes_3": int((c["positives"] >= 3).sum())}
+
+
+def one_process(
+    who: str,   # says the error
+):
+    "Studies are shared by their `part`, not by the processes of one training."
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise EcgmmError(f"{who}: one process is needed, got {os.environ['WORLD_SIZE']}: several share a study by its `part`")
 
 
 def compare(
@@ -178,31 +188,38 @@ def compare(
     fractions=(1.0, 0.2),                     # parts of the train recordings whose labels are known
     settings: dict = None,                    # modality -> "encoder", "pretrain", "finetune", and per method what differs: see `SETTINGS`
     part=(0, 1),                              # (i, n): only each n-th run from the i-th on, so that n processes can share the work
-    progress: bool = True,                    # a line per run
+    progress: bool = True,                    # show bars
     cpu: bool = False,                        # leave an accelerator alone
 ) -> tuple:                                   # a row per answer (data frame), ranks (rows, N, 24) padded with -1, fold -> labels (N, 24)
     "Run every arm on every fold with every seed, or read what has been run, and gather the answers on the test recordings."
-    out, rows, all_ranks, made_from = Path(out), [], [], [s.meta["made_from"] for s in (store, *unlabelled)]
+    one_process("compare")
+    out, rows, all_ranks, stores = Path(out), [], [], [s.meta["content"] for s in (store, *unlabelled)]
     if wrong := [a for a in arms if a not in ARMS] + [m for m in modalities if m not in (settings or SETTINGS)]: raise EcgmmError(f"compare: arms among {', '.join(ARMS)} and modalities with settings are needed, got {wrong[0]!r}")
     for what, given in dict(arms=arms, modalities=modalities, folds=folds, seeds=seeds, fractions=fractions).items():
         if len(given) == 0 or len(set(given)) < len(given): raise EcgmmError(f"compare: {what}, each once, are needed, got {list(given)}")
     if not 0 <= part[0] < part[1]: raise EcgmmError(f"compare: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
     jobs = [(s, k, m, a) for s in seeds for k in folds for m in modalities for a in arms]
-    for job, (seed, fold, modality, arm) in enumerate(jobs):
-        told = (settings or SETTINGS)[modality]
-        wanted = dict(stage="answers", modality=modality, arm=arm, fold=fold, seed=seed, settings={k: v for k, v in told.items() if k not in METHODS or k == arm}, fractions=list(fractions),
-                      made_from=made_from, folds=store.meta["fold_hash"])
-        def work(folder):
-            if progress: print(f"{job + 1} of {len(jobs)}: {modality}, {arm}, test fold {fold}, seed {seed}", flush=True)
-            answers = _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, told, cpu)
-            return {"answers": [[way, fraction, ranks(prob).tolist()] for (way, fraction), prob in answers.items()]}
-        mine = (job + job // len(arms)) % part[1] == part[0]                                      # arms cost unlike much: no part gets one arm alone
-        _, done = stage(out, f"answers-{modality}-{arm}-fold{fold}-seed{seed}", wanted, work if mine else None)
-        if done is None: continue
-        y = store.y[store.split(fold)["test"]]
-        for way, fraction, rank in done["answers"]:
-            all_ranks.append(np.array(rank, np.int16))
-            rows.append(dict(modality=modality, arm=arm, way=way, fraction=fraction, fold=fold, seed=seed) | _figures(y, all_ranks[-1]) | dict(seconds=done["seconds"]))
+    with progress_bar(len(jobs), "runs", "compare", progress) as bar:
+        for job, (seed, fold, modality, arm) in enumerate(jobs):
+            told = (settings or SETTINGS)[modality]
+            wanted = dict(modality=modality, arm=arm, fold=fold, seed=seed, settings={k: v for k, v in told.items() if k not in METHODS or k == arm}, fractions=list(fractions), stores=stores)
+            folder = keyed(out, f"answers-{modality}-{arm}-fold{fold}-seed{seed}", wanted)
+            mine = (job + job // len(arms)) % part[1] == part[0]                                      # arms cost unlike much: no part gets one arm alone
+            if not mine and read_marker(folder).get("state") != "done":
+                bar.update()
+                continue
+            bar.set_description(f"{modality}, {arm}, test fold {fold}, seed {seed}")
+            with Run.begin(folder, "set of answers", wanted) as run:
+                if not run.done:
+                    start = time.time()
+                    answers = _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, told, cpu, progress)
+                    run.finish(dict(answers=[[way, fraction, ranks(prob).tolist()] for (way, fraction), prob in answers.items()], seconds=round(time.time() - start, 1)))
+            done = run.result
+            y = store.y[store.split(fold)["test"]]
+            for way, fraction, rank in done["answers"]:
+                all_ranks.append(np.array(rank, np.int16))
+                rows.append(dict(modality=modality, arm=arm, way=way, fraction=fraction, fold=fold, seed=seed) | _figures(y, all_ranks[-1]) | dict(seconds=done["seconds"]))
+            bar.update()
     longest = max((len(r) for r in all_ranks), default=0)
     padded = np.stack([np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in all_ranks]) if all_ranks else np.zeros((0, 0, len(ABBREVIATIONS)), np.int16)
     return pd.DataFrame(rows), padded, {k: store.y[store.split(k)["test"]] for k in folds}
@@ -215,8 +232,10 @@ def save_comparison(
     ys: dict,               # likewise
 ):
     "The raw results as two small files."
-    scores.round(6).to_csv(f"{name}.csv", index=False)
-    np.savez_compressed(f"{name}.npz", ranks=rank, **{f"y{fold}": y for fold, y in ys.items()})
+    write_whole(f"{name}.csv", scores.round(6).to_csv(index=False))
+    def write(part):
+        with open(part, "wb") as f: np.savez_compressed(f, ranks=rank, **{f"y{fold}": y for fold, y in ys.items()})
+    write_whole(f"{name}.npz", write)
 
 # %% ../nbs/31_comparison.ipynb #d93920f7
 def results_file(
@@ -288,6 +307,15 @@ def plot_differences(
     return fig
 
 # %% ../nbs/31_comparison.ipynb #b7c10b45
+def study_part(
+    text: str,    # "1/2": the first of two
+) -> tuple:       # (i, n), i from 0
+    "The share of a process."
+    if not re.fullmatch(r"\d+/\d+", text) or not 1 <= int(text.split("/")[0]) <= int(text.split("/")[1]): raise EcgmmError(f"a part such as 1/2, from 1 to the last, is needed, got {text!r}")
+    i, n = (int(v) for v in text.split("/"))
+    return i - 1, n
+
+
 @command
 def ecgmm_compare(
     store: str = "store",                          # folder that ecgmm_prepare made
@@ -304,18 +332,24 @@ def ecgmm_compare(
     cpu: bool = False,                             # leave an accelerator alone
 ):
     "Compare training from scratch, a frozen random encoder and pre-training, over folds, seeds and numbers of labels. A stopped study continues where it was."
-    words, (i, n) = lambda text: [w for w in text.split(",") if w], [int(v) for v in part.split("/")]
+    i, n = study_part(part)
     settings = copy.deepcopy(SETTINGS)
     for told in settings.values():
         if epochs is not None: told["pretrain"]["epochs"] = epochs
         if tune_epochs is not None: told["finetune"]["epochs"] = tune_epochs
-    prepared, others = Store(store), [Store(s) for s in words(unlabelled)]
-    told = compare(prepared, out, others, words(arms), words(modalities), [int(k) for k in words(folds)], [int(k) for k in words(seeds)], [float(f) for f in words(fractions)], settings, (i - 1, n), cpu=cpu)
-    runs, wanted = len(told[0][["modality", "arm", "fold", "seed"]].drop_duplicates()) if len(told[0]) else 0, len(words(arms)) * len(words(modalities)) * len(words(folds)) * len(words(seeds))
+    prepared, others = Store(store), [Store(s) for s in listed(unlabelled)]
+    asked = dict(arms=listed(arms), modalities=listed(modalities), folds=listed(folds, int), seeds=listed(seeds, int))
+    gather = lambda: Run.begin(out, "comparison", dict(store=prepared.meta["content"]), ["scores.csv", "scores.npz", "table.csv", "figure.png"], renew=True, beside=True)
+    gather().__exit__(None, None, None)                                 # says beforehand what stands in the way
+    told = compare(prepared, out, others, **asked, fractions=listed(fractions, float), settings=settings, part=(i, n), cpu=cpu)
+    runs, wanted = len(told[0][["modality", "arm", "fold", "seed"]].drop_duplicates()) if len(told[0]) else 0, np.prod([len(v) for v in asked.values()])
     if runs < wanted: return print(f"{runs} of {wanted} runs are done, the others belong to other parts; call again when all are")
-    save_comparison(Path(out) / "scores", *told)
-    table = differences(*told)
-    table.to_csv(Path(out) / "table.csv", index=False)
-    if "difference" in table: plot_differences(table).savefig(Path(out) / "figure.png", dpi=110, bbox_inches="tight")
+    with gather() as run:
+        save_comparison(run.folder / "scores", *told)
+        try: table = differences(*told)
+        except EcgmmError as e: raise EcgmmError(f"{e}; the raw results are in {Path(out) / 'scores.csv'}") from None
+        run.write("table.csv", table.to_csv(index=False))
+        if "difference" in table: run.write("figure.png", lambda part: plot_differences(table).savefig(part, format="png", dpi=110, bbox_inches="tight"))
+        run.finish()
     print(table.round(3).to_string(index=False))
     print(f"\nraw results: {Path(out) / 'scores.csv'}, {Path(out) / 'scores.npz'}")

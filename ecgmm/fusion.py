@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from .command import EcgmmError, command
-from .finetune import start_backbone, supervise
+from .finetune import describe_backbone, start_backbone, supervise
 from .models import Backbone, Classifier, Head, load_model
 from .store import Store, as_fold
 
@@ -126,7 +126,7 @@ def fuse(
     seed: int = 0,                # everything random follows from it
     precision: str = "no",        # "no" or "bf16"
     cpu: bool = False,            # leave an accelerator alone
-    resume: bool = False,         # go on from the last whole epoch
+    overwrite: bool = False,      # replace a fusion in the folder that was trained otherwise
     progress: bool = True,        # show a bar
     freeze_epochs: int = 2,       # first epochs in which pre-trained encoders stand still
     encoder_rate: float = 0.3,    # a pre-trained encoder's rate as a share of the head's
@@ -137,22 +137,27 @@ def fuse(
     "Train signal and spectrogram together on one fold, score, and leave a model folder with its predictions."
     encoders, pretrained = encoders or {}, {m: where for m, where in (pretrained or {}).items() if where}
     if foreign := sorted({*encoders, *pretrained} - set(MODALITIES)): raise EcgmmError(f"fuse: the modalities {' and '.join(MODALITIES)} are needed, got {foreign[0]!r}")
+    if not 0 <= dropout < 1: raise EcgmmError(f"a dropout from 0 to below 1 is needed, got {dropout}")
+    described = {m: describe_backbone(store, fold, m, encoders.get(m), pretrained.get(m)) for m in MODALITIES}
+    config = dict(modality="fusion", gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout, encoders={m: made["encoder"] for m, (made, _) in described.items()})
+    if pretrained: config |= {key: {m: made[key] for m, (made, _) in described.items() if key in made} for key in ("pretraining", "pretraining_folds")}
+    with torch.device("meta"): Fusion.from_config(config)                                    # says what is wrong with it
     def start(batches, device):
-        made = [start_backbone(store, fold, m, encoders.get(m), pretrained.get(m), batches(), device) for m in MODALITIES]
-        model = Fusion(*(b for b, _ in made), gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout).to(device)
-        config = dict(modality="fusion", gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout, encoders={m: told["encoder"] for m, (_, told) in zip(MODALITIES, made)})
-        config |= {key: {m: told[key] for m, (_, told) in zip(MODALITIES, made) if key in told} for key in ("pretraining", "pretraining_folds") if pretrained}
-        return model, [b for m, (b, _) in zip(MODALITIES, made) if m in pretrained], config
+        backbones = {m: start_backbone(made, pretrained.get(m), batches(), device) for m, (made, _) in described.items()}
+        model = Fusion(*backbones.values(), gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout).to(device)
+        return model, [b for m, b in backbones.items() if m in pretrained]
     settings = dict(epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, best_by=best_by, seed=seed, precision=precision, fraction=fraction,
                     min_steps=min_steps, freeze_epochs=freeze_epochs, encoder_rate=encoder_rate)
-    return supervise(store, folder, fold, start, settings, paper, cpu, resume, progress)
+    digests = {m: digest for m, (_, digest) in described.items() if digest}
+    return supervise(store, folder, fold, config, start, settings, digests or None, paper, cpu, overwrite, progress)
 
 # %% ../nbs/40_fusion.ipynb #2942ce5e
 def load_classifier(
-    folder,      # a model folder of `finetune` or `fuse`
-) -> tuple:      # the model, in evaluation mode, and its config
+    folder,          # a model folder of `finetune` or `fuse`
+    decision=None,   # a decision's file kept elsewhere, such as a study's; the folder's own if None
+) -> tuple:          # the model, in evaluation mode, and its config
     "A classifier of either modality, or a fusion, as its config says."
-    return load_model(folder, lambda config: (Fusion if config.get("modality") == "fusion" else Classifier).from_config(config))
+    return load_model(folder, lambda config: (Fusion if config.get("modality") == "fusion" else Classifier).from_config(config), decision)
 
 # %% ../nbs/40_fusion.ipynb #38722869
 @command
@@ -180,7 +185,7 @@ def ecgmm_fuse(
     precision: str = "no",               # no (float32) or bf16
     paper: bool = False,                 # also keep what the paper's protocol (epoch chosen on the test fold) would report
     cpu: bool = False,                   # leave an accelerator alone
-    resume: bool = False,                # go on from the last whole epoch
+    overwrite: bool = False,             # replace a fusion in the folder that was trained otherwise; without it the same command goes on, or says that it is done
 ):
     "Train the fusion of signal and spectrogram on the train recordings of a fold, choose on tune, report on test."
     given = lambda signal, spectrogram: {m: v for m, v in zip(MODALITIES, (signal, spectrogram)) if v}
@@ -188,6 +193,6 @@ def ecgmm_fuse(
     name = ("gate" if gating else "concat") + "-pretrained" * bool(pretrained)
     out = out or f"models/{name}-fold{fold}"
     r = fuse(Store(store), out, as_fold(fold), gating, heads, gate_rate, given(signal_encoder, spectrogram_encoder), pretrained, epochs, batch_size, per_record, lr, weight_decay, dropout, best_by, seed,
-             precision, cpu, resume, True, freeze_epochs, encoder_rate, paper=paper)
+             precision, cpu, overwrite, True, freeze_epochs, encoder_rate, paper=paper)
     print(f"{name}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}")
     print(json.dumps({k: round(v, 4) for k, v in r["test"].items()}))

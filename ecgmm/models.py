@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from .command import EcgmmError
 from . import __version__
@@ -78,9 +79,9 @@ class XResNet1d(nn.Module):
 
 
 def _check_size(who, width, layers):
-    if not (isinstance(width, int) and width % 2 == 0 and 2 <= width <= 256): raise EcgmmError(f"{who}: an even width from 2 to 256 is needed, got {width!r}")
-    if not (isinstance(layers, (tuple, list)) and len(layers) == 4 and all(isinstance(n, int) and 1 <= n <= 64 for n in layers)):
-        raise EcgmmError(f"{who}: four numbers of blocks from 1 to 64 are needed, got {layers!r}")
+    if not (type(width) is int and width % 2 == 0 and 2 <= width <= 256): raise EcgmmError(f"{who}: an even width from 2 to 256 is needed, got {str(width)[:60]}")
+    if not (isinstance(layers, (tuple, list)) and len(layers) == 4 and all(type(n) is int and n >= 1 for n in layers) and sum(layers) <= 64):
+        raise EcgmmError(f"{who}: four numbers of blocks from 1, together at most 64, are needed, got {str(layers)[:60]}")
 
 # %% ../nbs/10_models.ipynb #d0313fa3
 class SqueezeExcite(nn.Module):
@@ -166,7 +167,7 @@ class Head(nn.Module):
         dropout: float = 0.0,        # share of the hidden units that a training step leaves out
     ):
         super().__init__()
-        if not 0 <= dropout < 1: raise EcgmmError(f"Head: a dropout from 0 to below 1 is needed, got {dropout}")
+        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1): raise EcgmmError(f"Head: a dropout from 0 to below 1 is needed, got {str(dropout)[:60]}")
         self.first, self.last = nn.Linear(n_in, hidden), nn.Linear(hidden, n_out)
         self.bend = nn.Identity() if linear else nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
 
@@ -289,9 +290,15 @@ def _check_config(config, who):
     if type(w) is not int or not _WINDOW[0] <= w <= _WINDOW[1]: raise EcgmmError(f"{who}: the field 'window' must be a whole number from {_WINDOW[0]} to {_WINDOW[1]}, got {str(w)[:60]}")
 
 
+class _NoStart(TorchFunctionMode):
+    "Leave out the random numbers with which weights start: it saves time, and on the device \"meta\" the import of a compiler."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
 def _untrained(config, build=None):
-    "The model of a config, made without touching the session's random numbers."
-    with torch.random.fork_rng(devices=[]): return (build or Classifier.from_config)(config)
+    "The model of a config, all of whose tensors are still to be filled, made without touching the session's random numbers."
+    with torch.random.fork_rng(devices=[]), _NoStart(): return (build or Classifier.from_config)(config)
 
 
 def _shapes(state):
@@ -302,12 +309,12 @@ def _shapes(state):
 def _check_shapes(shapes, config, build, who):
     "Compare names, shapes and types with the model's, of which nothing but these is made."
     with torch.device("meta"): needed = _shapes(_untrained(config, build).state_dict())
+    n = sum(torch.Size(shape).numel() for shape, _ in needed.values())
+    if n > _LARGEST: raise EcgmmError(f"{who}: a model of at most {_LARGEST:,} numbers is needed, this has {n:,}")
     for key in sorted(needed.keys() | shapes.keys()):
         if key not in shapes: raise EcgmmError(f"{who}: the tensor {key!r} is missing")
         if key not in needed: raise EcgmmError(f"{who}: the tensor {key!r} is not part of this model")
         if shapes[key] != needed[key]: raise EcgmmError(f"{who}: the tensor {key!r} must be {needed[key][0]} {needed[key][1]}, got {shapes[key][0]} {shapes[key][1]}")
-    n = sum(torch.Size(shape).numel() for shape, _ in needed.values())
-    if n > _LARGEST: raise EcgmmError(f"{who}: a model of at most {_LARGEST:,} numbers is needed, this has {n:,}")
 
 
 def _check_finite(key, tensor, who):
@@ -522,16 +529,21 @@ def weights_digest(
 def save_decision(
     folder,           # a model folder
     decision: dict,   # "thresholds" (24 numbers), "calibration", "choice", "metrics", and what is worth knowing, JSON only
-) -> Path:            # the file, `decision.json`
+    file=None,        # where, if elsewhere: nothing in the model folder is touched then
+) -> Path:            # the file, `decision.json` beside the weights if not elsewhere
     "Write what is decided about a model beside its weights, which are not touched, and renew its card."
     folder = Path(folder)
     config, _, noted = _described(folder)
     _check_decision(decision, config, "save_decision")
     decision = json.loads(_text(decision, "save_decision: the decision"))
+    text = _text(dict(format=_DECISION_FORMAT, ecgmm=__version__, weights=fingerprint(noted["tensors"]), checksums=_checksums(decision, {})["config"], decision=decision), "save_decision")
+    if file is not None:
+        write_whole(file, text)
+        return Path(file)
     file, card, told = folder / _DECISION, folder / _FILES[2], read_marker(folder)
     if os.path.lexists(file) and (not file.is_file() or _read_json(file).get("format") != _DECISION_FORMAT): raise EcgmmError(f"{file} is there already and was not made by this command: move it away")
     if told: Run.begin(folder, "model", told["identity"], (*_FILES, _DECISION))             # takes half files of killed calls away
-    write_whole(file, _text(dict(format=_DECISION_FORMAT, ecgmm=__version__, weights=fingerprint(noted["tensors"]), checksums=_checksums(decision, {})["config"], decision=decision), "save_decision"))
+    write_whole(file, text)
     if not card.exists() or card.is_file() and _CARD in card.read_text(encoding="utf-8", errors="replace"): write_whole(card, model_card(config | decision))   # a person's own is left alone
     return file
 

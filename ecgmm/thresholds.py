@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEARCHES', 'CALIBRATIONS', 'official_thresholds', 'class_thresholds', 'plot_thresholds', 'expected_calibration_error',
            'fit_calibration', 'calibrate', 'plot_reliability', 'decide', 'nested', 'optimistic', 'chosen_files',
-           'choose', 'ecgmm_thresholds']
+           'decision_of', 'choose', 'ecgmm_thresholds']
 
 # %% ../nbs/50_thresholds.ipynb #3ef8cb31
 import json
@@ -20,10 +20,9 @@ from sklearn.isotonic import IsotonicRegression
 
 from .command import EcgmmError, command
 from .data import ABBREVIATIONS
-from .fusion import load_classifier
 from .metrics import _labels_and_prob, bootstrap_interval, challenge_score, challenge_terms, common_threshold, report
-from .models import save_model
-from .training import plain
+from .models import save_decision
+from .runs import Run, finished, plain
 
 # %% ../nbs/50_thresholds.ipynb #bcc3de6a
 def _gain(terms, y, decided, k):
@@ -286,15 +285,13 @@ def chosen_files(
     best_by: str,   # "auroc" or "auprc"
 ) -> tuple:         # its model folder, and the file with its predictions
     "Where a run keeps the model that was chosen by `best_by`, and its predictions."
-    folder = Path(folder)
-    if best_by not in ("auroc", "auprc"): raise EcgmmError(f"choose: best_by auroc or auprc is needed, got {best_by!r}")
-    if not (folder / "model" / "config.json").is_file(): raise EcgmmError(f"choose: the folder of a finished run is needed, {folder} has no model/config.json")
-    _, config = load_classifier(folder / "model")
-    own = config.get("settings", {}).get("best_by")
+    folder, told = Path(folder), finished(folder, "classifier")
+    if best_by not in ("auroc", "auprc"): raise EcgmmError(f"best_by auroc or auprc is needed, got {best_by!r}")
+    own = told["identity"]["settings"]["best_by"]
     ending = "" if own == best_by else f"-{best_by}"
     model, predictions = folder / f"model{ending}", folder / f"predictions{ending}.npz"
     for path in (model, predictions):
-        if not path.exists(): raise EcgmmError(f"choose: {folder} holds the model that was chosen by {own}; for {best_by} there is no {path.name}")
+        if not path.exists(): raise EcgmmError(f"{folder} holds the model that was chosen by {own}; for {best_by} there is no {path.name}")
     return model, predictions
 
 
@@ -311,6 +308,13 @@ def _read(path):
     return tune, test, saved["paper_prob"] if "paper_prob" in saved else None
 
 # %% ../nbs/50_thresholds.ipynb #ececfee6
+def decision_of(
+    found: dict,   # what `nested` said
+) -> dict:         # for `save_decision`
+    "What a model needs to decide by, and how that came about."
+    return plain({k: found[k] for k in ("calibration", "thresholds")} | dict(metrics={k: found[k] for k in ("test", "tune", "interval")}, choice={k: found[k] for k in ("protocol", "chosen_on", "search", "best_by")}))
+
+
 def choose(
     folder,                            # of a run that `finetune` finished
     best_by: str = "auroc",            # the model whose epoch was chosen by this figure of tune: "auroc" or "auprc"
@@ -320,7 +324,7 @@ def choose(
     draws: int = 1000,                 # of the bootstrap, over recordings
     seed: int = 0,                     # of these draws
 ) -> dict:                             # what `nested` or `optimistic` says, for JSON (null where a figure does not exist)
-    "Calibration and thresholds for a finished run: `thresholds.json` beside the model and, if nested, into the model folder; `thresholds-paper.json`, if not."
+    "Calibration and thresholds for a finished run: `thresholds.json` beside the model folder and, if nested, a decision in it; `thresholds-paper.json`, if not."
     folder = Path(folder)
     if protocol not in ("nested", "paper"): raise EcgmmError(f"choose: the protocol nested or paper is needed, got {protocol!r}")
     where, predictions = chosen_files(folder, best_by)
@@ -333,11 +337,9 @@ def choose(
     found |= {k: plain(found[k]) for k in ("tune", "test", "interval", "searches") if k in found} | dict(best_by=best_by)
     end = "" if where.name == "model" else f"-{best_by}"
     name = {"nested": f"thresholds{end}.json", "paper": f"thresholds-paper{end}.json"}[protocol]
-    if protocol == "nested":
-        model, config = load_classifier(where)
-        save_model(where, model, config | dict(calibration=found["calibration"], thresholds=found["thresholds"], metrics={k: found[k] for k in ("test", "tune", "interval")},
-                                               choice={k: found[k] for k in ("protocol", "chosen_on", "search", "best_by")}))
-    (folder / name).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with Run.reopen(folder, "classifier") as run:
+        if protocol == "nested": save_decision(where, decision_of(found))
+        run.write(name, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
 
 # %% ../nbs/50_thresholds.ipynb #dbff075b

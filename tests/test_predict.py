@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from patience import HANG
 
 from ecgmm.data import ABBREVIATIONS, CLASSES, Record, read_record, write_record
 from ecgmm.finetune import finetune
@@ -34,7 +35,7 @@ def command(*args, cwd):   # the model folder, the recordings, options
     script = cwd / "run_predict.py"
     script.write_text(SCRIPT)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, str(script), "--model", str(args[0]), "--data", *map(str, args[1:]), "--cpu"], cwd=cwd, capture_output=True, text=True, timeout=300, env=env)
+    done = subprocess.run([sys.executable, str(script), "--model", str(args[0]), "--data", *map(str, args[1:]), "--cpu"], cwd=cwd, capture_output=True, text=True, timeout=HANG, env=env)
     assert "Traceback" not in done.stderr, done.stderr
     peak, = re.findall(r"^peak (\d+)\n", done.stderr, re.M)
     return done.returncode, done.stdout, done.stderr.replace(f"peak {peak}\n", ""), int(peak)

@@ -5,10 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
+from patience import HANG
 from safetensors.torch import load_file
 from test_commands import BIN, run
 from test_two_processes import launcher
@@ -17,17 +17,6 @@ from ecgmm.models import Backbone, load_model
 from ecgmm.pretrain import allowed_rows
 from ecgmm.store import Store
 
-PRESSES_CTRL_C = """
-import os, signal, sys
-import ecgmm.pretrain, ecgmm.training as training
-write_whole = training.write_whole
-def write_and_press(path, content):
-    write_whole(path, content)
-    if os.path.basename(path) == "history.jsonl" and open(path).read().count("epoch") == 2: os.kill(os.getpid(), signal.SIGINT)
-training.write_whole = write_and_press
-sys.argv[0] = "ecgmm_pretrain"
-ecgmm.pretrain.ecgmm_pretrain()
-"""
 SMALL = ["--modality", "spectrogram", "--encoder", "se_resnet_small", "--cpu"]
 
 
@@ -41,18 +30,29 @@ def stores(tmp_path_factory):
     return folder
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from ecgmm.pretrain import ecgmm_pretrain
+from ecgmm.windows import Batches
+whole, history = Batches.epoch, Path("killed/training/history.jsonl")
+def epoch(*args, **named):
+    for k, batch in enumerate(whole(*args, **named)):
+        if k == 1 and history.is_file() and len(history.read_text().splitlines()) == 2: os.kill(os.getpid(), 9)   # in the middle of the third epoch
+        yield batch
+Batches.epoch, sys.argv[0] = epoch, "ecgmm_pretrain"
+ecgmm_pretrain()
+"""
+
+
 @pytest.mark.parametrize("method", ["byol", "dino"])
 def test_killed_and_resumed(stores, tmp_path, method):
     options = ["--store", stores / "store", "--unlabelled", stores / "other", "--method", method, *SMALL, "--epochs", 5, "--batch_size", 32, "--probe_every", 0,
                *(["--n_prototypes", 64] if method == "dino" else [])]
     run("ecgmm_pretrain", "--out", "whole", *options, cwd=tmp_path)
-    killed = subprocess.Popen([str(BIN / "ecgmm_pretrain"), "--out", "killed", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    history = tmp_path / "killed" / "training" / "history.jsonl"
-    while killed.poll() is None and (not history.is_file() or len(history.read_text().splitlines()) < 2): time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait(30) == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists()
-    done = len(history.read_text().splitlines())
-    assert 2 <= done < 5
+    killed = subprocess.run([sys.executable, "-c", KILLED, "--out", "killed", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists(), killed.stderr
+    assert len((tmp_path / "killed" / "training" / "history.jsonl").read_text().splitlines()) == 2
     run("ecgmm_pretrain", "--out", "killed", *options, cwd=tmp_path)
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys() and all(whole[k].equal(resumed[k]) for k in whole)
@@ -70,7 +70,7 @@ def test_killed_and_resumed(stores, tmp_path, method):
 def test_stopped_by_hand(stores, tmp_path):
     "Ctrl-C is one line; the run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed one."
     options = ["--store", stores / "store", "--method", "byol", *SMALL, "--epochs", 4, "--batch_size", 32, "--probe_every", 0]
-    stopped = subprocess.run([sys.executable, "-c", PRESSES_CTRL_C, "--out", "stopped", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    stopped = subprocess.run([sys.executable, "-c", KILLED.replace("killed/", "stopped/").replace(", 9)", ", 2)"), "--out", "stopped", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
     assert stopped.returncode == 1 and stopped.stderr.strip().splitlines()[-1].startswith("ecgmm_pretrain: stopped") and "Traceback" not in stopped.stderr, stopped.stderr
     assert len((tmp_path / "stopped" / "training" / "history.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["state"] == "begun" and not (tmp_path / "stopped" / "run.lock").exists()
@@ -110,14 +110,14 @@ def test_in_two_processes(stores, tmp_path):
     "Both check, one writes, and the backbone loads."
     command = [sys.executable, *launcher(2), "--no-python", BIN / "ecgmm_pretrain", "--store", stores / "store",
                "--method", "simclr", *SMALL, "--epochs", 2, "--batch_size", 32, "--probe_every", 1, "--out", "two"]
-    done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr[-3000:]
     backbone, config = load_model(tmp_path / "two" / "model", Backbone.from_config)
     assert len((tmp_path / "two" / "training" / "history.jsonl").read_text().splitlines()) == 2 and "knn_auroc" in config["pretraining"]["last"]
     told = json.loads((tmp_path / "two" / "run.json").read_text())
     assert told["identity"]["method"] == "simclr" and told["identity"]["processes"] == 2 and told["state"] == "done" and (tmp_path / "two" / "seen.csv").is_file()
     assert not (tmp_path / "two" / "run.lock").exists() and done.stdout.count("what it saw in") == 1          # one of them speaks
-    launch = lambda *more: subprocess.run([str(c) for c in [*command, *more]], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    launch = lambda *more: subprocess.run([str(c) for c in [*command, *more]], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
     before = (tmp_path / "two" / "model" / "model.safetensors").stat().st_mtime_ns
     again = launch()
     assert again.returncode == 0 and "done already" in again.stdout and (tmp_path / "two" / "model" / "model.safetensors").stat().st_mtime_ns == before

@@ -11,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from patience import HANG
 
 from ecgmm.models import Backbone, load_model
 from ecgmm.synthetic import synthesize
@@ -56,7 +57,7 @@ def folder(tmp_path):
 def run(command, folder):
     more = f" --base_url {(folder / 'url').read_text()}" if command.startswith("ecgmm_download") else ""
     words = (small(command) + more).split()
-    done = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=folder, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"})
+    done = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=folder, capture_output=True, text=True, timeout=HANG, env=os.environ | {"OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"})
     assert done.returncode == 0 and "Traceback" not in done.stderr, f"{' '.join(words)}\n{done.stdout}{done.stderr}"
 
 

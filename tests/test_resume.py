@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import HANG
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("toy_fit.py")
@@ -16,7 +17,7 @@ RUN = [sys.executable, str(SCRIPT)]
 KIND = ["--noise", "0.2", "--norm"]
 
 
-def train(weights, *options): return subprocess.run([*RUN, str(weights), *options], env=ENV, check=True, capture_output=True, text=True, timeout=120).stdout
+def train(weights, *options): return subprocess.run([*RUN, str(weights), *options], env=ENV, check=True, capture_output=True, text=True, timeout=HANG).stdout
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,9 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("killed_at", [3, 25])   # before the first checkpoint, and in the third of four epochs
 def test_killed_and_resumed(tmp_path, whole, killed_at):
-    process = subprocess.Popen([*RUN, str(tmp_path / "never"), *KIND, "--slow", "--folder", str(tmp_path / "b")], env=ENV, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line == f"step {killed_at}\n": break
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(30) == -signal.SIGKILL and not (tmp_path / "never.0").exists()
+    process = subprocess.Popen([*RUN, str(tmp_path / "never"), *KIND, "--kill-at", str(killed_at), "--folder", str(tmp_path / "b")], env=ENV, stdout=subprocess.PIPE, text=True)
+    said, _ = process.communicate(timeout=HANG)
+    assert process.returncode == -signal.SIGKILL and said.splitlines()[-1] == f"step {killed_at}" and not (tmp_path / "never.0").exists()
     done = tmp_path / "b" / "history.jsonl"
     assert (len(done.read_text().splitlines()) if done.exists() else 0) == killed_at // 10
     (tmp_path / "b").mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from patience import HANG
 from safetensors.torch import load_file
 
 SCRIPT = str(Path(__file__).with_name("toy_fit.py"))
@@ -22,7 +23,7 @@ def launcher(processes):
 
 def run(*options, processes=1, check=True, script=SCRIPT):
     launch = launcher(processes)
-    return subprocess.run([sys.executable, *(launch if processes > 1 else []), script, *map(str, options)], env=ENV, check=check, capture_output=True, text=True, timeout=180)
+    return subprocess.run([sys.executable, *(launch if processes > 1 else []), script, *map(str, options)], env=ENV, check=check, capture_output=True, text=True, timeout=HANG)
 
 
 def weights(path): return load_file(path), torch.cat([v.flatten().double() for v in load_file(path).values()])

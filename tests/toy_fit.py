@@ -1,9 +1,10 @@
 """A small run of `fit` in a process of its own, for the tests that kill it or start two of it.
 
-    python tests/toy_fit.py WEIGHTS [--folder F] [--slow] [--norm] [--epochs N] [--bad-rank R]
+    python tests/toy_fit.py WEIGHTS [--folder F] [--kill-at STEP] [--norm] [--epochs N] [--bad-rank R]
 """
 import argparse
-import time
+import os
+import signal
 
 import torch
 from safetensors.torch import save_file
@@ -14,11 +15,11 @@ from ecgmm.training import ema_update, fit
 
 class Method(nn.Module):
     "A classifier with dropout, noise from `rng`, a slow copy of itself and, if asked for, batch norm."
-    def __init__(self, norm, noise, slow):
+    def __init__(self, norm, noise, kill_at):
         super().__init__()
         torch.manual_seed(0)
         make = lambda: nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16) if norm else nn.ReLU(), nn.Dropout(noise), nn.Linear(16, 3))
-        self.net, self.teacher, self.noise, self.slow = make(), make().requires_grad_(False), noise, slow
+        self.net, self.teacher, self.noise, self.kill_at = make(), make().requires_grad_(False), noise, kill_at
 
     def loss(self, batch, rng):
         logits = self.net(batch["x"] + self.noise * torch.randn(batch["x"].shape, generator=rng))
@@ -27,7 +28,7 @@ class Method(nn.Module):
     def after_step(self, step, n_steps):
         ema_update(self.teacher, self.net, 0.9)
         print("step", step, flush=True)
-        if self.slow: time.sleep(0.05)
+        if step == self.kill_at: os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Batches:
@@ -52,12 +53,13 @@ def main():
     ap.add_argument("--epochs", type=int, default=4)
     ap.add_argument("--noise", type=float, default=0.0)
     ap.add_argument("--bad-rank", type=int, default=-1)
-    for flag in ("--slow", "--norm"): ap.add_argument(flag, action="store_true")
+    ap.add_argument("--kill-at", type=int, default=-1)
+    ap.add_argument("--norm", action="store_true")
     a = ap.parse_args()
-    method, batches = Method(a.norm, a.noise, a.slow), Batches(a.bad_rank)
+    method, batches = Method(a.norm, a.noise, a.kill_at), Batches(a.bad_rank)
     score = lambda method, epoch: {"score": [0.1, 0.7, 0.2, 0.3][epoch % 4], "right": (method.net(batches.x).argmax(1) == batches.y).float().mean()}
     history = fit(method, batches, epochs=a.epochs, lr=1e-2, clip=1.0, weight_decay=0.01, folder=a.folder, evaluate=score,
-                  best_by=None if a.slow or a.norm else "score", cpu=True, progress=False)
+                  best_by=None if a.norm else "score", cpu=True, progress=False)
     from accelerate import PartialState
     rank = PartialState().process_index
     save_file({k: v.clone() for k, v in method.state_dict().items()}, f"{a.weights}.{rank}")

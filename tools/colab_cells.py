@@ -1,6 +1,8 @@
 """Put the two Colab cells under a notebook's title: a badge, and a hidden cell that installs the package on Colab.
 
-    python tools/colab_cells.py NAME ...      # such as 04_download
+    python tools/colab_cells.py NAME ...      # such as 04_download; `all` for every notebook
+
+The repository's address stands in settings.ini (git_url, branch) and nowhere else: after a move, change it there and run this.
 
 A notebook that has them gets them brought up to date, so this can be run again at any time. The installing cell is never run
 here, so saved outputs that were fresh stay fresh: the notebook's stamp is renewed.
@@ -14,6 +16,19 @@ from run_notebooks import stamp
 
 ROOT = Path(__file__).resolve().parents[1]
 ID = "colab"    # both cells' ids start with it
+INSTALL = """#| hide
+#| eval: false
+import os, subprocess, sys
+if os.path.isdir("/content"):  # Google Colab: the repository and its package; run again, it gets what is new
+    os.environ["GIT_TERMINAL_PROMPT"] = "0"
+    there = os.path.isdir("HOME/.git")
+    run = lambda *words: subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    got = run("git", "-C", "HOME", "pull", "-q", "--ff-only") if there else run("git", "clone", "-q", "--depth", "1", "URL", "HOME")
+    if got.returncode and not there: raise RuntimeError("URL could not be cloned, so nothing below will run: no network, or the repository is private or elsewhere. git says: " + got.stdout)
+    if got.returncode: print("HOME stays as it is, what is new could not be pulled:", got.stdout)
+    got = run(sys.executable, "-m", "pip", "install", "-q", "HOME")
+    if got.returncode: raise RuntimeError("HOME could not be installed, so nothing below will run. pip says: " + got.stdout)
+    os.chdir("HOME/nbs")"""
 
 
 def cells(name):
@@ -24,26 +39,25 @@ def cells(name):
     slug = url.removeprefix("https://github.com/")
     badge = (f'<a href="https://colab.research.google.com/github/{slug}/blob/{branch}/nbs/{name}.ipynb">'
              '<img src="https://colab.research.google.com/assets/colab-badge.svg" alt="Open in Colab"></a>')
-    install = ("#| hide\n#| eval: false\nimport os\n"
-               'if os.path.isdir("/content"):  # Google Colab: the repository and its package\n'
-               f"    !git clone -q --depth 1 {url} /content/{lib} && pip install -q /content/{lib}\n"
-               f"    %cd -q /content/{lib}/nbs")
+    install = INSTALL.replace("URL", url).replace("HOME", f"/content/{lib}")
     return badge, install
 
 
 def place(nb, name):
     "Bring both cells to their place, right under the title."
     badge, install = cells(name)
-    ours = lambda c: c.source.startswith('<a href="https://colab.research.google.com/') or ('"/content"' in c.source and "git clone" in c.source)
+    def ours(c): return c.source.startswith('<a href="https://colab.research.google.com/') or ('isdir("/content")' in c.source and "clone" in c.source)
     old = [c for c in nb.cells if ours(c)]
     nb.cells = [c for c in nb.cells if not ours(c)]
     title = next(k for k, c in enumerate(nb.cells) if c.cell_type == "markdown" and c.source.startswith("# "))
     made = [nbformat.v4.new_markdown_cell(badge, id=f"{ID}-badge"), nbformat.v4.new_code_cell(install, id=f"{ID}-install")]
-    for c in made: c.id = next((o.id for o in old if o.cell_type == c.cell_type), c.id)
+    for c in made:
+        c.id = next((o.id for o in old if o.cell_type == c.cell_type), c.id)
     nb.cells[title + 1:title + 1] = made
 
 
 def main(names):
+    if names == ["all"]: names = [path.stem for path in sorted((ROOT / "nbs").glob("*.ipynb"))]
     for name in names:
         path = ROOT / "nbs" / f"{name.removesuffix('.ipynb')}.ipynb"
         nb = nbformat.read(path, 4)
