@@ -76,7 +76,7 @@ def command(
             message = str(e).removeprefix(f"{f.__name__}: ")
         except KeyboardInterrupt:
             if traceback: raise
-            message = "stopped; what is done is kept, and the same command goes on from there"
+            message = "stopped; what is done is kept, and the same command goes on from there, no --resume is needed"
         sys.exit(f"{f.__name__}: {message}")
     return run
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from .command import EcgmmError, command, listed
+from .command import EcgmmError, command, listed, progress as progress_bar
 from .data import ABBREVIATIONS
 from .finetune import finetune, probe, random_backbone
 from .metrics import macro, per_class
@@ -121,12 +121,13 @@ def pretrain_stage(
     seed: int,             # of everything random
     settings: dict,        # of the modality, as in `SETTINGS`
     cpu: bool = False,     # leave an accelerator alone
+    progress: bool = False, # show a bar
 ) -> Path:                 # a folder for `load_pretrained`
     "Pre-train once."
     told = settings["pretrain"] | settings.get(method, {})
     wanted = dict(modality=modality, method=method, fold=fold, seed=seed, encoder=settings["encoder"], told=told, stores=[s.meta["content"] for s in (store, *unlabelled)])
     folder = keyed(out, f"pretrain-{modality}-{method}-fold{fold}-seed{seed}", wanted)
-    pretrain(store, folder, fold, method, modality, settings["encoder"], unlabelled, seed=seed, progress=False, cpu=cpu, **told)
+    pretrain(store, folder, fold, method, modality, settings["encoder"], unlabelled, seed=seed, progress=progress, cpu=cpu, **told)
     return folder
 
 
@@ -141,23 +142,24 @@ def finetune_stage(
     settings: dict,        # of the modality, as in `SETTINGS`
     fraction: float = 1.0, # part of the train recordings whose labels are known
     cpu: bool = False,     # leave an accelerator alone
+    progress: bool = False, # show a bar
 ) -> tuple:                # the run's folder and its scores
     "Train a classifier once; what pre-trained it is part of what goes into it."
     told = settings["finetune"]
     wanted = dict(modality=modality, pretrained=pretrained and Path(pretrained).name, fold=fold, seed=seed, encoder=settings["encoder"], told=told, fraction=fraction, store=store.meta["content"])
     folder = keyed(out, f"finetune-{modality}-{arm}-{fraction:g}-fold{fold}-seed{seed}", wanted)
-    return folder, finetune(store, folder, fold, modality, settings["encoder"], seed=seed, fraction=fraction, pretrained=pretrained, progress=False, cpu=cpu, **told)
+    return folder, finetune(store, folder, fold, modality, settings["encoder"], seed=seed, fraction=fraction, pretrained=pretrained, progress=progress, cpu=cpu, **told)
 
 
-def _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, settings, cpu):
+def _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, settings, cpu, progress):
     "(way, fraction) -> probabilities of the test recordings, for one arm on one fold with one seed."
-    answers, pretrained = {}, pretrain_stage(out, store, unlabelled, modality, arm, fold, seed, settings, cpu) if arm in METHODS else None
+    answers, pretrained = {}, pretrain_stage(out, store, unlabelled, modality, arm, fold, seed, settings, cpu, progress) if arm in METHODS else None
     if pretrained: backbone, _ = load_pretrained(pretrained, store, fold)
     if arm == "random": backbone = random_backbone(store, fold, modality, settings["encoder"], seed)
     if arm != "scratch": answers |= {key: answer["test"][1] for key, answer in probe(store, backbone, fold, fractions, seed, cpu=cpu).items()}
     if arm == "random": return answers
     for fraction in fractions:
-        run, _ = finetune_stage(out, store, modality, arm, pretrained, fold, seed, settings, fraction, cpu)
+        run, _ = finetune_stage(out, store, modality, arm, pretrained, fold, seed, settings, fraction, cpu, progress)
         with np.load(run / "predictions.npz", allow_pickle=False) as saved: answers["finetune", fraction] = saved["test_prob"]
     return answers
 
@@ -186,7 +188,7 @@ def compare(
     fractions=(1.0, 0.2),                     # parts of the train recordings whose labels are known
     settings: dict = None,                    # modality -> "encoder", "pretrain", "finetune", and per method what differs: see `SETTINGS`
     part=(0, 1),                              # (i, n): only each n-th run from the i-th on, so that n processes can share the work
-    progress: bool = True,                    # a line per run
+    progress: bool = True,                    # show bars
     cpu: bool = False,                        # leave an accelerator alone
 ) -> tuple:                                   # a row per answer (data frame), ranks (rows, N, 24) padded with -1, fold -> labels (N, 24)
     "Run every arm on every fold with every seed, or read what has been run, and gather the answers on the test recordings."
@@ -197,23 +199,27 @@ def compare(
         if len(given) == 0 or len(set(given)) < len(given): raise EcgmmError(f"compare: {what}, each once, are needed, got {list(given)}")
     if not 0 <= part[0] < part[1]: raise EcgmmError(f"compare: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
     jobs = [(s, k, m, a) for s in seeds for k in folds for m in modalities for a in arms]
-    for job, (seed, fold, modality, arm) in enumerate(jobs):
-        told = (settings or SETTINGS)[modality]
-        wanted = dict(modality=modality, arm=arm, fold=fold, seed=seed, settings={k: v for k, v in told.items() if k not in METHODS or k == arm}, fractions=list(fractions), stores=stores)
-        folder = keyed(out, f"answers-{modality}-{arm}-fold{fold}-seed{seed}", wanted)
-        mine = (job + job // len(arms)) % part[1] == part[0]                                      # arms cost unlike much: no part gets one arm alone
-        if not mine and read_marker(folder).get("state") != "done": continue
-        with Run.begin(folder, "set of answers", wanted) as run:
-            if not run.done:
-                if progress: print(f"{job + 1} of {len(jobs)}: {modality}, {arm}, test fold {fold}, seed {seed}", flush=True)
-                start = time.time()
-                answers = _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, told, cpu)
-                run.finish(dict(answers=[[way, fraction, ranks(prob).tolist()] for (way, fraction), prob in answers.items()], seconds=round(time.time() - start, 1)))
-        done = run.result
-        y = store.y[store.split(fold)["test"]]
-        for way, fraction, rank in done["answers"]:
-            all_ranks.append(np.array(rank, np.int16))
-            rows.append(dict(modality=modality, arm=arm, way=way, fraction=fraction, fold=fold, seed=seed) | _figures(y, all_ranks[-1]) | dict(seconds=done["seconds"]))
+    with progress_bar(len(jobs), "runs", "compare", progress) as bar:
+        for job, (seed, fold, modality, arm) in enumerate(jobs):
+            told = (settings or SETTINGS)[modality]
+            wanted = dict(modality=modality, arm=arm, fold=fold, seed=seed, settings={k: v for k, v in told.items() if k not in METHODS or k == arm}, fractions=list(fractions), stores=stores)
+            folder = keyed(out, f"answers-{modality}-{arm}-fold{fold}-seed{seed}", wanted)
+            mine = (job + job // len(arms)) % part[1] == part[0]                                      # arms cost unlike much: no part gets one arm alone
+            if not mine and read_marker(folder).get("state") != "done":
+                bar.update()
+                continue
+            bar.set_description(f"{modality}, {arm}, test fold {fold}, seed {seed}")
+            with Run.begin(folder, "set of answers", wanted) as run:
+                if not run.done:
+                    start = time.time()
+                    answers = _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, told, cpu, progress)
+                    run.finish(dict(answers=[[way, fraction, ranks(prob).tolist()] for (way, fraction), prob in answers.items()], seconds=round(time.time() - start, 1)))
+            done = run.result
+            y = store.y[store.split(fold)["test"]]
+            for way, fraction, rank in done["answers"]:
+                all_ranks.append(np.array(rank, np.int16))
+                rows.append(dict(modality=modality, arm=arm, way=way, fraction=fraction, fold=fold, seed=seed) | _figures(y, all_ranks[-1]) | dict(seconds=done["seconds"]))
+            bar.update()
     longest = max((len(r) for r in all_ranks), default=0)
     padded = np.stack([np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in all_ranks]) if all_ranks else np.zeros((0, 0, len(ABBREVIATIONS)), np.int16)
     return pd.DataFrame(rows), padded, {k: store.y[store.split(k)["test"]] for k in folds}

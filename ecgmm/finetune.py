@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from matplotlib import pyplot as plt
 
 from .command import EcgmmError, command, listed
@@ -25,7 +24,7 @@ from .probes import features, knn_probabilities, linear_probabilities, per_recor
 from .runs import Run, plain, write_whole
 from .store import Store, as_fold
 from .training import begin_together, best_weights, fit, read_history
-from .windows import Batches, Windows
+from .windows import Batches, Windows, accelerator_for, choose_device
 
 # %% ../nbs/30_finetune.ipynb #03972b6e
 def probabilities(
@@ -181,7 +180,7 @@ def supervise(
     per_record = max(settings["per_record"], settings["min_steps"] * settings["batch_size"] // len(rows["train"]) if settings["fraction"] < 1 else 0)
     settings = {k: v for k, v in (settings | dict(fold=fold, per_record=per_record)).items() if encoders or k not in ("freeze_epochs", "encoder_rate")}
     phases = _phases(settings, encoders)
-    accelerator, identity = Accelerator(cpu=cpu), dict(model=config, settings=settings, paper=paper, store=store.meta["content"], encoders=encoders)
+    accelerator, identity = accelerator_for(cpu), dict(model=config, settings=settings, paper=paper, store=store.meta["content"], encoders=encoders)
     with begin_together(accelerator, folder, "classifier", identity, _files(settings["best_by"], phases), overwrite, say=progress) as run:
         if not run.done: _train_classifier(store, run, fold, rows, everyone, phases, config, start, settings, paper, accelerator, progress)
         accelerator.wait_for_everyone()
@@ -293,7 +292,7 @@ def probe(
     cpu: bool = False,           # leave an accelerator alone
 ) -> dict:                       # (kind, fraction) -> {"tune": (y, prob), "test": (y, prob)}
     "What frozen features are worth: recordings of tune and test judged by a linear probe and by their neighbours."
-    rows, device = store.split(fold), Accelerator(cpu=cpu).device
+    rows, device = store.split(fold), choose_device(cpu)
     h = {role: features(backbone.to(device), Windows(store, r, device=device)) for role, r in rows.items()}
     y, out = {role: store.y[r] for role, r in rows.items()}, {}
     for fraction in fractions:

@@ -31,14 +31,9 @@ from .views import recipe
 from .windows import Batches, Windows
 
 # %% ../nbs/23_pretrain.ipynb #085ebf14
-def _content(store):
-    "What a store holds, in short."
-    return store.meta.get("content") or store.meta["made_from"]
-
-
 def _joined(stores):
     "For each store a table of its recordings: what identifies them, and \"group\", equal for all that are connected, in whichever store."
-    tables = [s.records[["name", "source", "hash"]].assign(patient=patient_key(s.records["patient"], s.meta.get("patients") or _content(s)), header=header_key(s.records), group=s.groups)
+    tables = [s.records[["name", "source", "hash"]].assign(patient=patient_key(s.records["patient"], s.meta["patients"] or s.meta["content"]), header=header_key(s.records), group=s.groups)
               for s in stores]
     return [t.assign(group=g) for t, g in zip(tables, joined_groups(tables))]
 
@@ -180,7 +175,7 @@ def pretrain(
     decay, folds = 1e-3 if weight_decay is None else weight_decay, store.held_out(fold) | dict(transductive=transductive)
     settings = dict(method=method, views=views or VIEWS[method], n_windows=n_windows, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=own.pop("decay", decay),
                     clip=1.0, options=own, seed=seed, precision=precision, probe_every=probe_every, processes=accelerator.num_processes)
-    identity = config | settings | dict(folds=folds, stores=[_content(s) for s in stores])
+    identity = config | settings | dict(folds=folds, stores=[s.meta["content"] for s in stores])
     with begin_together(accelerator, folder, "encoder", identity, _FILES, overwrite) as run:
         if run.done: return _history(run.folder)
         show = progress and accelerator.is_main_process
@@ -196,7 +191,7 @@ def pretrain(
             told = dict(rows=len(seen), digest=file_digest(run.folder / "seen.csv"))
             left_out, last = _left_out(store, fold, unlabelled, rows, transductive), {k: v for k, v in history[-1].items() if k != "seconds" and np.isfinite(v)}
             save_model(run.folder / "model", Backbone(learner.front, learner.encoder), config | dict(pretraining=settings | dict(last=last), folds=folds, preprocessing=store.meta["options"],
-                       store_version=store.meta["version"], seen=told, left_out=left_out, trained_on=dict(recordings=len(seen), sources=sorted(seen["source"].unique()))))
+                       store_version=store.meta["version"], seen=told, left_out=left_out, trained_on=dict(recordings=len(seen), sources=sorted(seen["source"].unique()))), overwrite=True)
             run.finish(dict(seen=told, left_out=left_out, last=last))
         accelerator.wait_for_everyone()
         return history

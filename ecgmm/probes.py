@@ -30,10 +30,10 @@ def per_record(
     record, first = windows.grid(stride)
     total = None
     for r, at in zip(record.split(batch_size), first.split(batch_size)):
-        out = f(windows.gather(r, at)).double()
+        out = f(windows.gather(r, at)).cpu().double()                              # sums on the CPU: not every GPU has double precision
         if total is None: total = out.new_zeros(len(windows), out.shape[1])
-        total.index_add_(0, r.to(out.device), out)
-    return (total / torch.bincount(record, minlength=len(windows)).to(total.device)[:, None]).cpu().numpy()
+        total.index_add_(0, r, out)
+    return (total / torch.bincount(record, minlength=len(windows))[:, None]).numpy()
 
 # %% ../nbs/13_probes.ipynb #3609cf72
 def features(
@@ -56,6 +56,12 @@ def embedding_spread(
     return (direction.var(0, unbiased=False).sum()).sqrt()
 
 # %% ../nbs/13_probes.ipynb #7f7c571c
+def _check_features(who, *sets):
+    "Features of an encoder that has come to grief are no features."
+    for h in sets:
+        if bad := int((~np.isfinite(h).all(axis=1)).sum()): raise EcgmmError(f"{who}: finite features are needed, {bad} of {len(h)} recordings have others")
+
+
 def knn_probabilities(
     h_train: np.ndarray,   # (M, D) features of labelled recordings
     y_train: np.ndarray,   # (M, 24) their labels
@@ -64,6 +70,7 @@ def knn_probabilities(
 ) -> np.ndarray:           # (N, 24): the share of the votes, each weighted by its cosine
     "What the k most similar recordings have."
     if not 1 <= k <= len(h_train): raise EcgmmError(f"knn_probabilities: k from 1 to {len(h_train)} is needed, got {k}")
+    _check_features("knn_probabilities", h_train, h)
     if len(h) > 1024: return np.concatenate([knn_probabilities(h_train, y_train, part, k) for part in np.array_split(h, len(h) // 1024 + 1)])   # the table of cosines stays small
     unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
     cosine = unit(h) @ unit(h_train).T
@@ -79,6 +86,7 @@ def linear_probabilities(
     c: float = 0.01,       # inverse strength of the penalty on weights, after standardising
 ) -> list:                 # (N, 24) probabilities of each set
     "Logistic regression per class on standardised features; a class without positives or without negatives gets its frequency."
+    _check_features("linear_probabilities", h_train, *others)
     scaler = StandardScaler().fit(h_train)
     h_train, others = scaler.transform(h_train), [scaler.transform(h) for h in others]
     out = [np.empty((len(h), y_train.shape[1])) for h in others]
@@ -94,6 +102,7 @@ def plane(
 ) -> np.ndarray:     # (N, 2): a map in which neighbours stay neighbours; its axes and its distances between far points mean nothing
     "t-SNE of the directions of features."
     if len(h) < 4: raise EcgmmError(f"plane: at least four recordings are needed for a map, got {len(h)}")
+    _check_features("plane", h)
     unit = h / np.linalg.norm(h, axis=1, keepdims=True).clip(1e-12)
     return TSNE(perplexity=min(30, (len(h) - 1) / 3), init="pca", random_state=seed).fit_transform(unit.astype(np.float32))
 
@@ -123,6 +132,7 @@ def neighbours(
 ) -> np.ndarray:      # (n,) the recordings with the most similar features, itself left out, the most similar first
     "Nearest neighbours by cosine."
     if not 1 <= n < len(h): raise EcgmmError(f"neighbours: n from 1 to {len(h) - 1} is needed, got {n}")
+    _check_features("neighbours", h)
     unit = h / np.linalg.norm(h, axis=1, keepdims=True).clip(1e-12)
     cosine = unit @ unit[i]
     cosine[i] = -np.inf

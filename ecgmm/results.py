@@ -13,7 +13,6 @@ import html
 import json
 import os
 import platform
-import re
 import subprocess
 import time
 from datetime import date
@@ -25,26 +24,36 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
+import ecgmm
 from . import __version__
-from .command import EcgmmError, command
-from .comparison import results_file, save_comparison
+from .command import EcgmmError, command, listed
+from .comparison import results_file, save_comparison, study_part
 from .data import ABBREVIATIONS, FS
+from .fusion import load_classifier
 from .predict import open_model, plot_prediction, predictions
+from .finetune import training_history
 from .probes import per_record
+from .runs import Run
 from .store import Store, as_fold, prepare, source_table
-from .study import MODELS, REAL, as_comparison, class_scores, left_out, numbered, published, read_scores, search_scores, source_scores, study, summary
+from .study import MODELS, REAL, as_comparison, class_scores, left_out, numbered, published, read_scores, search_scores, source_scores, study, study_run, summary
 from .synthetic import synthesize
 from .thresholds import calibrate, official_thresholds, plot_thresholds
 from .windows import Windows
 
 # %% ../nbs/60_results.ipynb #97b709f3
-def circumstances() -> dict:  # date, commit, version, processor, cores, accelerator, torch, python
+def _commit(file):
+    "The commit of the repository that tracks a file, with a + where something in it was changed since; "" where none does."
+    git = lambda *words: subprocess.run(["git", "-C", str(Path(file).parent), *words], capture_output=True, text=True)
+    try:
+        if git("ls-files", "--error-unmatch", Path(file).name).returncode: return ""            # installed inside somebody else's repository
+        return git("rev-parse", "--short", "HEAD").stdout.strip() + ("+" if git("status", "--porcelain", "-uno").stdout.strip() else "")
+    except OSError: return ""
+
+
+def circumstances() -> dict:  # date, commit of this package ("" where it is not run from its repository), version, processor, cores, accelerator, torch, python
     "Where and with what a study ran."
     cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else ""
-    git = lambda *a: subprocess.run(["git", "-C", str(Path(__file__).parent if "__file__" in globals() else Path.cwd()), *a], capture_output=True, text=True)
-    try: commit = git("rev-parse", "--short", "HEAD").stdout.strip() + ("+" if git("status", "--porcelain", "-uno").stdout.strip() else "")
-    except OSError: commit = ""
-    return dict(date=date.today().isoformat(), commit=commit, ecgmm=__version__, processor=cpu or platform.processor(), cores=os.cpu_count(),
+    return dict(date=date.today().isoformat(), commit=_commit(ecgmm.__file__), ecgmm=__version__, processor=cpu or platform.processor(), cores=os.cpu_count(),
                 accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "none", torch=torch.__version__, python=platform.python_version())
 
 # %% ../nbs/60_results.ipynb #04c52819
@@ -60,8 +69,7 @@ def histories(
     told = []
     for row in scores.itertuples():
         if row.model == "average": continue                                       # nothing was trained for it
-        files = [f for f in (Path(out) / row.runs / "training" / p / "history.jsonl" for p in ("head", ".")) if f.is_file()]
-        told.append((row, pd.concat([pd.read_json(f, lines=True) for f in files], ignore_index=True)))
+        told.append((row, pd.DataFrame(training_history(Path(out) / row.runs))))
     return told
 
 
@@ -76,10 +84,10 @@ def plot_curves(
         look = dict(color=_COLORS[row.model], lw=1.0, alpha=0.75, ls="-" if row.arm == "scratch" else "--")
         label = f"{row.model}, {row.arm}"
         for ax, key in zip(axes, ("loss", "tune_auroc")): ax.plot(history[key], label=None if label in named else label, **look)
-        best = history["tune_auroc"].to_numpy(dtype=float).argmax()
+        best = np.nanargmax(history["tune_auroc"].to_numpy(dtype=float))                 # the first of equals, of both phases: the one that is kept
         axes[1].plot(best, history["tune_auroc"][best], "o", color=look["color"], ms=4)
         named.add(label)
-    axes[0].set(xlabel="epoch", ylabel="cross-entropy on train (nat)"); axes[1].set(xlabel="epoch", ylabel="macro AUROC on tune", title="the dot is the best epoch of the run")
+    axes[0].set(xlabel="epoch", ylabel="cross-entropy on train (nat)"); axes[1].set(xlabel="epoch", ylabel="macro AUROC on tune", title="the dot is the epoch that is kept")
     axes[1].legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
@@ -181,11 +189,16 @@ def _last_trained(scores):
     return t.iloc[-1] if len(t) else None
 
 
+def _chosen(out, row):
+    "The model of a row, and its config with what was decided about it in this study."
+    return open_model(load_classifier(Path(out) / row["chosen"].split()[0], Path(out) / row["judged"] / "decision.json"))
+
+
 def _examples(store, out, scores, n=4):
     "Test recordings on paper with what the last model of the study says of them: those with the most labels first, different ones."
     row = _last_trained(scores)
     if row is None: return "<p>No model of this study can be asked: an average is of two.</p>"
-    net, config = open_model(Path(out) / row["chosen"].split()[0], cpu=True)
+    net, config = _chosen(out, row)
     named = lambda mask: " ".join(np.array(ABBREVIATIONS)[mask]) or "none"
     rows, seen, parts = store.split(row["fold"])["test"], set(), []
     for i in rows[np.argsort(-store.y[rows].sum(1, dtype=int), kind="stable")]:
@@ -199,9 +212,8 @@ def _examples(store, out, scores, n=4):
     return "".join(parts)
 
 
-def _by_source(told, out):
-    "Two small tables, a column per source; the whole one goes into a file."
-    told.round(4).to_csv(out / "sources.csv", index=False)
+def _by_source(told):
+    "Two small tables, a column per source."
     short = told.assign(challenge=[f"{c:.2f} ({a:.2f}, {b:.2f})" if np.isfinite(c) else "-" for c, a, b in zip(told["challenge"], told["low"], told["high"])], auroc=[f"{v:.3f}" if np.isfinite(v) else "-" for v in told["auroc"]],
                         source=[f"{s} ({n})" for s, n in zip(told["source"], told["recordings"])])
     return "".join(f"<h3>{_NAMES[m]}</h3>" + _table(short.pivot_table(index=["model", "arm"], columns="source", values=m, aggfunc="first", sort=False)) for m in ("auroc", "challenge"))
@@ -211,9 +223,9 @@ def _thresholds_picture(out, scores):
     "Score against threshold per class, on the tune recordings of the last trained model."
     row = _last_trained(scores)
     if row is None: return None
-    model, predictions_file = row["chosen"].split()
+    _, predictions_file = row["chosen"].split()
     with np.load(Path(out) / predictions_file, allow_pickle=False) as d: y, prob = d["tune_y"], d["tune_prob"]
-    _, config = open_model(Path(out) / model, cpu=True)
+    _, config = _chosen(out, row)
     prob = calibrate(config["calibration"], prob)
     return plot_thresholds(y, prob, np.array(config["thresholds"]), {"official": official_thresholds(y, prob)})
 
@@ -221,7 +233,7 @@ def _thresholds_picture(out, scores):
 def write_report(
     store: Store,           # what was trained on
     out,                    # folder of the study
-    folder,                 # where `index.html` goes
+    folder,                 # where `index.html` and `sources.csv` go
     title: str = "ecgmm",   # heading
     note: str = "",         # a sentence under it
 ) -> Path:                  # the page
@@ -230,6 +242,7 @@ def write_report(
     scores, where = read_scores(out), circumstances()
     folds = numbered(scores)
     if folds.empty: raise EcgmmError(f"write_report: a study with a numbered fold is needed, {out} has left-out sources alone; their figures are in scores.csv")
+    sources = source_scores(store, out, scores)
     parts = [f"<h1>{esc(title)}</h1><p class='note'>{esc(note)}</p>",
              f"<p>{len(store)} recordings from {store.records['source'].nunique()} sources in {store.meta['n_folds']} folds; tested on {_named('fold', folds['fold'])}, trained with {_named('seed', scores['seed'])}. "
              "Weights from <b>train</b>, epoch, calibration and thresholds from <b>tune</b>, figures on <b>test</b>.</p>",
@@ -242,15 +255,17 @@ def write_report(
              "<h2>Classes</h2>", _figure(plot_classes(out, scores), "The number under a class is how many test recordings have it; bars are 95 % intervals over recordings.")]
     if (gates := plot_gates(store, out, scores)) is not None: parts += ["<h2>The gate</h2>", _figure(gates, "Weight of the signal against the spectrogram, by class: mean and middle half of the test recordings.")]
     if (thresholds := _thresholds_picture(out, scores)) is not None: parts += ["<h2>Thresholds</h2>", _figure(thresholds, "Challenge score on tune against the threshold of each class, the others at their chosen values.")]
-    parts += ["<h2>Sources</h2>", _by_source(source_scores(store, out, scores), out), "<p class='note'>Test recordings of all folds together; the interval of 95 % is over patients where they are known, else recordings. All figures are in sources.csv.</p>"]
+    parts += ["<h2>Sources</h2>", _by_source(sources), "<p class='note'>Test recordings of all folds together; the interval of 95 % is over patients where they are known, else recordings. All figures are in sources.csv.</p>"]
     if len(left := left_out(scores)): parts += ["<h3>Sources that were left out of training</h3>", _table(left, index=False)]
     parts += ["<h2>Recordings of the test fold</h2>", _examples(store, out, scores), "<h2>Data</h2>", _table(source_table(store.records).T),
               f"<h2>How this was made</h2><p class='note'>{esc('; '.join(f'{k}: {v}' for k, v in where.items()))}. Fine-tuning and fusion took {folds[folds['model'] != 'average']['seconds'].sum():.0f} s. "
               f"Folds: grouped by identical samples and by patient where one is known ({int((store.records['patient'] != '').sum())} of {len(store)} recordings), stratified by label.</p>", "<p class='note'>For research and teaching. Not a medical device.</p>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    page.write_text(f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{esc(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>", encoding="utf-8")
-    return page
+    page = f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{esc(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    with Run.begin(folder, "report", {}, ["index.html", "sources.csv"], renew=True) as run:
+        run.write("sources.csv", sources.round(4).to_csv(index=False))
+        run.write("index.html", page)
+        run.finish()
+    return folder / "index.html"
 
 # %% ../nbs/60_results.ipynb #fbc210ba
 def read_study(
@@ -301,23 +316,30 @@ def ecgmm_reproduce(
     cpu: bool = False,                            # leave an accelerator alone
 ):
     "The whole study: pre-train, fine-tune, fuse, choose thresholds, judge by both protocols, and write the report."
-    words = lambda text: [w for w in text.split(",") if w]
-    if not re.fullmatch(r"\d+/\d+", part): raise EcgmmError(f"a part such as 1/2 is needed, got {part!r}")
-    i, n = (int(v) for v in part.split("/"))
-    settings, prepared = study_settings(size, epochs, pretrain_epochs, batch_size, lr), Store(store)
-    wanted = [as_fold(k) for k in words(folds)]
+    i, n = study_part(part)
+    settings, prepared, others = study_settings(size, epochs, pretrain_epochs, batch_size, lr), Store(store), [Store(s) for s in listed(unlabelled)]
+    wanted = [as_fold(k) for k in listed(folds)]
     wanted += [s for s in sorted(set(prepared.records["source"][prepared.records["labelled"] == 1])) if leave_out and s not in wanted]
     where = circumstances() | dict(settings=settings, store_folds=prepared.meta["fold_hash"], recordings=len(prepared))
-    scores = study(prepared, out, wanted, words(models), words(arms), [int(k) for k in words(seeds)], [Store(s) for s in words(unlabelled)], settings, best_by, search, calibration, (i - 1, n), cpu=cpu)
+    scores = study(prepared, out, wanted, listed(models), listed(arms), listed(seeds, int), others, settings, best_by, search, calibration, (i, n), cpu=cpu)
     if n > 1: return print(f"part {part} is done; a call without --part gathers all parts")
-    (Path(out) / "circumstances.json").write_text(json.dumps(where, indent=1))
-    save_comparison(Path(out) / "answers", *as_comparison(out, scores))
-    pd.concat([class_scores(out, scores, *pair).assign(model=pair[0], arm=pair[1]) for pair in numbered(scores)[["model", "arm"]].drop_duplicates().itertuples(index=False, name=None)]).round(4).to_csv(Path(out) / "classes.csv", index_label="class")
-    search_scores(out, scores).round(4).to_csv(Path(out) / "searches.csv", index=False)
+    _write_tables(prepared, out, read_scores(out), where)
     page = write_report(prepared, out, Path(out) / "report", f"Study of {Path(store).name}", f"{size} networks; arms {arms}.")
     print(summary(scores).to_string())
     print(f"\nby the paper's protocol, optimistic:\n{summary(scores, 'paper').to_string()}")
-    print(f"\n{out}: scores.csv, answers.csv and .npz (ranks, for paired intervals), sources.csv, classes.csv, searches.csv\nreport: {page}")
+    print(f"\n{out}: scores.csv, answers.csv and .npz (ranks, for paired intervals), classes.csv, searches.csv\nreport: {page}, beside it sources.csv")
+
+
+def _write_tables(store, out, scores, where):
+    "What a study gave, as files for other programs."
+    pairs = numbered(scores)[["model", "arm"]].drop_duplicates().itertuples(index=False, name=None)
+    classes = pd.concat([class_scores(out, scores, *pair).assign(model=pair[0], arm=pair[1]) for pair in pairs])
+    with study_run(out, store) as run:
+        save_comparison(run.folder / "answers", *as_comparison(out, scores))
+        run.write("classes.csv", classes.round(4).to_csv(index_label="class"))
+        run.write("searches.csv", search_scores(out, scores).round(4).to_csv(index=False))
+        run.write("circumstances.json", json.dumps(where, indent=1))
+        run.finish()
 
 # %% ../nbs/60_results.ipynb #1ae4f062
 @command
@@ -331,16 +353,12 @@ def ecgmm_demo(
 ):
     "The whole study, small, on simulated recordings: simulate, prepare, pre-train, fine-tune, fuse, choose thresholds, judge, report. On two cores in minutes."
     start, out = time.time(), Path(out)
-    done, wanted = out / "hospitals" / "done", f"n={n} seed={seed}"
-    if done.is_file() and done.read_text() != wanted: raise EcgmmError(f"{out} holds a demo with {done.read_text()}, {wanted} needs another folder")
-    if not done.is_file():
-        synthesize(out / "hospitals", n=n, seed=seed)
-        done.write_text(wanted)
+    synthesize(out / "hospitals", n=n, seed=seed)
     store = prepare(out / "hospitals", out / "store", patients=out / "hospitals" / "patients.csv")
     print(source_table(store.records).to_string())
     settings = study_settings("small", epochs, pretrain_epochs)
     for m in ("signal", "spectrogram"): settings[m]["pretrain"] |= dict(batch_size=64)
-    scores = study(store, out / "study", [as_fold(k) for k in folds.split(",")], [m for m in MODELS if m != "balanced"], seeds=(seed,), settings=settings, cpu=not torch.cuda.is_available())
+    scores = study(store, out / "study", [as_fold(k) for k in listed(folds)], [m for m in MODELS if m != "balanced"], seeds=(seed,), settings=settings, cpu=not torch.cuda.is_available())
     page = write_report(store, out / "study", out / "report", "ecgmm on simulated recordings",
                         f"{n} recordings of a simulator, not of patients: this shows that the parts work together, and nothing about hearts.")
     print(summary(scores).to_string())

@@ -72,7 +72,7 @@ def _pool(parts):
     "Mean and standard deviation of each lead over an iterable of (B, 12, ...) batches, in double precision."
     n, mean, spread = 0, 0.0, 0.0
     for v in parts:
-        v = v.double().transpose(0, 1).flatten(1)                                   # (12, values)
+        v = v.cpu().double().transpose(0, 1).flatten(1)                             # (12, values), on the CPU: not every GPU has double precision
         n_new, mean_new = v.shape[1], v.mean(1)
         n, delta = n + n_new, mean_new - mean
         spread = spread + (v - mean_new[:, None]).square().sum(1) + delta.square() * (n - n_new) * n_new / n

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.signal import butter, sosfiltfilt
 
 from .command import EcgmmError, command, progress as progress_bar
-from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, label_vector, read_record, resample
+from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, file_fault, label_vector, read_record, resample
 from .folds import ROLES, make_folds, make_groups, read_patients, roles
 from .runs import Run, file_digest, file_error, fingerprint, read_marker, write_whole
 
@@ -49,24 +49,29 @@ def _bridge(x):
     return x
 
 # %% ../nbs/06_store.ipynb #0a164b61
+_ABSURD = 1e6  # mV: one sample beyond it, and the unit is wrong
+
+
 def prepare_samples(
     x: np.ndarray,              # (12, T) mV in the order of `LEADS`; NaN where a sample is missing
     fs: float,                  # their rate, Hz
     denoise: bool = False,      # remove what lies below 0.5 Hz (baseline wander), without phase shift
     max_missing: float = 0.05,  # the largest share of missing samples that is bridged in a lead
 ) -> tuple:                     # (T, 12) int16 µV at 100 Hz, and a dict of what `records.csv` says of the samples
-    "Samples as every model of ours is given them; `ValueError` says why they cannot be taken."
+    "Samples as every model of ours is given them; `EcgmmError` says why they cannot be taken."
     x = np.asarray(x, np.float32)
     if x.ndim != 2 or len(x) != len(LEADS): raise EcgmmError(f"prepare_samples: (12, T) in mV is needed, got {x.shape}")
+    if not (np.isfinite(fs) and fs > 0): raise EcgmmError(f"a positive sampling rate is needed, got {fs} Hz")
     seconds = x.shape[1] / fs
     if not _SHORTEST <= seconds <= _LONGEST: raise EcgmmError(f"{seconds:.2f} s long, between {_SHORTEST:g} and {_LONGEST:g} s are needed")
+    if (endless := np.isinf(x).any(axis=1)).any(): raise EcgmmError(f"infinite values in lead {LEADS[endless.argmax()]}: the unit or the gain is wrong")
     missing = np.isnan(x).mean(axis=1)
     if missing.max() > max_missing:
         worst = missing.argmax()
         raise EcgmmError(f"{missing[worst]:.0%} of lead {LEADS[worst]} is missing, at most {max_missing:.0%} can be bridged")
     if missing.any(): x = _bridge(x.copy())
     peak = np.abs(x).max(axis=1)
-    if peak.max() > _LIMIT and (np.abs(x) > _LIMIT).mean() > 0.01: raise EcgmmError(f"values up to {peak.max():.0f} mV: the unit or the gain is wrong")
+    if peak.max() > _ABSURD or peak.max() > _LIMIT and (np.abs(x) > _LIMIT).mean() > 0.01: raise EcgmmError(f"values up to {peak.max():.0f} mV: the unit or the gain is wrong")
     flat = np.ptp(x, axis=1) == 0
     if flat.all(): raise EcgmmError("all twelve leads are flat")
     clipped = _held(x, fs) & ~flat
@@ -74,6 +79,7 @@ def prepare_samples(
     x = resample(x, fs)
     if denoise: x = sosfiltfilt(butter(2, 0.5, "high", fs=FS, output="sos"), x, axis=-1)
     x = np.clip(np.round(x * 1000), -32767, 32767).astype(np.int16).T.copy()
+    if not np.ptp(x, axis=0).any(): raise EcgmmError("no lead changes by a microvolt: the unit or the gain is wrong")
     names = lambda mask: " ".join(np.array(LEADS)[mask])
     return x, dict(length=len(x), fs=fs, seconds=round(seconds, 3), missing=round(float(missing.mean()), 5), flat=names(flat), clipped=names(clipped),
                    einthoven=round(float(einthoven), 1), hash=hashlib.blake2b(x.tobytes(), digest_size=12).hexdigest())
@@ -85,10 +91,10 @@ def prepare_record(
     derive: bool = False,       # compute missing limb leads from two present ones
     max_missing: float = 0.05,  # the largest share of missing samples that is bridged in a lead
 ) -> tuple:                     # (T, 12) int16 µV at 100 Hz, and a dict of what `records.csv` says of the record
-    "One file, ready for the store; `ValueError` says why it cannot be taken."
+    "One file, ready for the store; `EcgmmError` says why it cannot be taken, any other error is not the file's fault."
     r = read_record(path, derive)
     try: x, facts = prepare_samples(r.x, r.fs, denoise, max_missing)
-    except ValueError as e: raise EcgmmError(f"{path}: {e}") from None
+    except EcgmmError as e: raise EcgmmError(f"{path}: {e}") from None
     return x, dict(name=r.name, age=r.age, sex=r.sex, labelled=int(bool(r.codes)), codes=" ".join(r.codes), **facts)
 
 # %% ../nbs/06_store.ipynb #d5e9dadb
@@ -100,15 +106,21 @@ def find_records(
 ) -> tuple:    # headers (list of paths relative to `root`), and what cannot be used as a dict of path -> reason
     "All WFDB headers below a folder, in a fixed order, and the signal files and folders that no header makes readable."
     root, headers, signals, lost = Path(root), [], [], {}
-    blame = lambda e: lost.update({os.path.relpath(e.filename, root): f"the folder cannot be listed: {e.strerror}"})
+    named = lambda path: str(path) if str(path).isprintable() else ascii(str(path))
+    def blame(e):
+        if not file_fault(e): raise e                                            # too many open files: nothing may be left out for that
+        lost[named(os.path.relpath(e.filename, root))] = f"the folder cannot be listed: {e.strerror}"
     for folder, inner, files in os.walk(root, onerror=blame):
         inner.sort()
         at = Path(folder).relative_to(root)
-        lost |= {str(at / d): "a link to a folder is not followed" for d in inner if (Path(folder) / d).is_symlink()}
+        lost |= {named(at / d): "a folder with the name of a header" for d in inner if d.lower().endswith(".hea")}
+        lost |= {named(at / d): "a link to a folder is not followed" for d in inner if (Path(folder) / d).is_symlink()}
         strange = [f for f in files if not str(at / f).isprintable()]           # not UTF-8, or with control characters: no table could hold it
-        lost |= {ascii(str(at / f)): "the path has characters that cannot be printed: rename it" for f in strange if f.lower().endswith((".hea", ".mat", ".dat"))}
+        lost |= {named(at / f): "the path has characters that cannot be printed: rename it" for f in strange if f.lower().endswith((".hea", ".mat", ".dat"))}
         files = [f for f in files if f not in strange]
-        headers += [at / f for f in files if f.endswith(".hea")]
+        pipes = [f for f in files if f.endswith(".hea") and os.path.exists(root / at / f) and not os.path.isfile(root / at / f)]
+        lost |= {str(at / f): "a pipe or device with the name of a header" for f in pipes}       # reading it would wait for ever
+        headers += [at / f for f in files if f.endswith(".hea") and f not in pipes]
         signals += [at / f for f in files if f.endswith((".mat", ".dat"))]
         lost |= {str(at / f): "the suffix must be in lower case (.hea, .mat, .dat): rename it" for f in files
                  if f.lower().endswith((".hea", ".mat", ".dat")) and not f.endswith((".hea", ".mat", ".dat"))}

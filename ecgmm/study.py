@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .command import EcgmmError
+from .command import EcgmmError, progress as progress_bar
 from .comparison import FIGURES, SETTINGS, finetune_stage, one_process, pretrain_stage, ranks
 from .data import ABBREVIATIONS
 from .finetune import CHOICES
@@ -45,20 +45,21 @@ def fuse_stage(
     seed: int,             # of everything random
     settings: dict,        # as in `REAL`
     cpu: bool = False,     # leave an accelerator alone
+    progress: bool = False, # show a bar
 ) -> tuple:                # the run's folder and its scores
     "Train a fusion once."
     told, encoders = settings["fusion"], {m: settings[m]["encoder"] for m in MODALITIES}
     wanted = dict(model=model, told=told, encoders=encoders, pretrained={m: Path(p).name for m, p in pretrained.items()}, fold=fold, seed=seed, store=store.meta["content"])
     folder = keyed(out, f"fuse-{model}-{arm}-fold{fold}-seed{seed}", wanted)
-    return folder, fuse(store, folder, fold, encoders=encoders, pretrained=pretrained, seed=seed, progress=False, cpu=cpu, **FUSIONS[model], **told["finetune"])
+    return folder, fuse(store, folder, fold, encoders=encoders, pretrained=pretrained, seed=seed, progress=progress, cpu=cpu, **FUSIONS[model], **told["finetune"])
 
 # %% ../nbs/55_study.ipynb #6348a582
-def _runs(out, store, unlabelled, model, arm, fold, seed, settings, cpu):
+def _runs(out, store, unlabelled, model, arm, fold, seed, settings, cpu, progress):
     "The folders of the trained runs that a model of the study consists of, and the seconds that they took."
     wanted = (model,) if model in MODALITIES else MODALITIES
-    pretrained = {m: pretrain_stage(out, store, unlabelled, m, arm, fold, seed, settings[m], cpu) for m in wanted} if arm in METHODS else {}
-    if model in FUSIONS: done = [fuse_stage(out, store, model, arm, pretrained, fold, seed, settings, cpu)]
-    else: done = [finetune_stage(out, store, m, arm, pretrained.get(m), fold, seed, settings[m], cpu=cpu) for m in wanted]
+    pretrained = {m: pretrain_stage(out, store, unlabelled, m, arm, fold, seed, settings[m], cpu, progress) for m in wanted} if arm in METHODS else {}
+    if model in FUSIONS: done = [fuse_stage(out, store, model, arm, pretrained, fold, seed, settings, cpu, progress)]
+    else: done = [finetune_stage(out, store, m, arm, pretrained.get(m), fold, seed, settings[m], cpu=cpu, progress=progress) for m in wanted]
     return [folder for folder, _ in done], sum(h["seconds"] for _, told in done for h in told["history"])
 
 
@@ -118,7 +119,7 @@ def study(
     search: str = "shrunk",              # of the thresholds
     calibration: str = "temperature",    # before them
     part=(0, 1),                         # (i, n): only each n-th pair of fold and seed, so that n processes can share the work
-    progress: bool = True,               # a line per run
+    progress: bool = True,               # show bars
     cpu: bool = False,                   # leave an accelerator alone
 ) -> pd.DataFrame:                       # a row per model, arm, fold and seed: the seven figures on test, with "paper_" before them those of the paper's protocol, and where the runs, the judgement and the chosen model with its predictions are
     "Train and judge every combination that is not done yet."
@@ -128,16 +129,16 @@ def study(
     study_run(out, store).__exit__(None, None, None)                               # says beforehand what stands in the way
     for told in settings.values(): told["finetune"] = told["finetune"] | dict(paper=True)
     asked = fingerprint(dict(settings=settings, best_by=best_by, search=search, calibration=calibration, stores=[s.meta["content"] for s in (store, *unlabelled)]), 5)
-    for job, (seed, fold) in enumerate((s, k) for s in seeds for k in folds):
-        if job % part[1] != part[0]: continue
-        for arm in arms:
-            for model in models:
-                if progress: print(f"fold {fold}, seed {seed}: {model}, {arm}", flush=True)
-                runs, seconds = _runs(out, store, unlabelled, model, arm, fold, seed, settings, cpu)
-                judged = judge_stage(out, model, arm, runs, fold, seed, best_by, search, calibration)
-                low, high = (v if v is not None else np.nan for v in read_marker(judged)["result"]["nested"]["interval"].values())
-                rows.append(dict(model=model, arm=arm, fold=fold, seed=seed, **_figures(judged), low=low, high=high, seconds=seconds, runs=" ".join(r.name for r in runs), judged=judged.name,
-                                 chosen=" ".join("/".join((r.name, f.name)) for r in runs for f in chosen_files(r, best_by)), asked=asked))
+    jobs = [(seed, fold, arm, model) for job, (seed, fold) in enumerate((s, k) for s in seeds for k in folds) if job % part[1] == part[0] for arm in arms for model in models]
+    with progress_bar(len(jobs), "runs", "study", progress) as bar:
+        for seed, fold, arm, model in jobs:
+            bar.set_description(f"fold {fold}, seed {seed}: {model}, {arm}")
+            runs, seconds = _runs(out, store, unlabelled, model, arm, fold, seed, settings, cpu, progress)
+            judged = judge_stage(out, model, arm, runs, fold, seed, best_by, search, calibration)
+            low, high = (v if v is not None else np.nan for v in read_marker(judged)["result"]["nested"]["interval"].values())
+            rows.append(dict(model=model, arm=arm, fold=fold, seed=seed, **_figures(judged), low=low, high=high, seconds=seconds, runs=" ".join(r.name for r in runs), judged=judged.name,
+                             chosen=" ".join("/".join((r.name, f.name)) for r in runs for f in chosen_files(r, best_by)), asked=asked))
+            bar.update()
     table = pd.DataFrame(rows)
     if part == (0, 1): _write_scores(out, store, table)
     return table

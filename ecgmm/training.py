@@ -23,6 +23,7 @@ from torch import nn
 
 from .command import EcgmmError, progress as progress_bar
 from .runs import Run, file_error, sweep, write_whole
+from .windows import accelerator_for
 
 # %% ../nbs/11_training.ipynb #f9f9b105
 def cosine(
@@ -246,12 +247,12 @@ def fit(
     seed: int = 0,                # everything random in the run follows from it
     phase: int = 0,               # of a run in several phases: each has random numbers of its own
     precision: str = "no",        # "no" is float32, "bf16" a mixture
-    cpu: bool = False,            # use the CPU even where there is a GPU; accelerate decides once per process
+    cpu: bool = False,            # use the CPU even where there is a GPU
     accelerator: Accelerator = None, # made here if None
     progress: bool = True,        # show a bar
 ) -> list:                        # one dict an epoch: epoch (from 0), loss, figures, lr, seconds, and what `evaluate` said
     "Train `method` in place on whatever accelerate finds; a resumed run ends with the same weights as one that never stopped."
-    accelerator, n, best_by = accelerator or Accelerator(cpu=cpu), len(batches), (best_by,) if isinstance(best_by, str) else tuple(best_by or ())
+    accelerator, n, best_by = accelerator or accelerator_for(cpu), len(batches), (best_by,) if isinstance(best_by, str) else tuple(best_by or ())
     _check_settings(epochs, n, precision, evaluate, best_by, accelerator)
     settings = dict(epochs=epochs, steps=n, lr=lr, final_lr=final_lr, warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed, phase=phase,
                     precision=precision, best_by=best_by, processes=accelerator.num_processes, rates=getattr(method, "rates", {}))

@@ -1,4 +1,5 @@
 "The package as a stranger gets it: a wheel, built once for all the processes of a test session."
+import fcntl
 import os
 import shutil
 import subprocess
@@ -6,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "setup.cfg", "MANIFEST.in", "settings.ini", "README.md", "LICENSE")   # beside the package; those of them that are there
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+from try_versions import source_copy
 
 
 def pip(*words):
@@ -23,13 +24,12 @@ def wheel(tmp_path_factory):
     home = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ: home = home.parent                      # what the processes share
     installed, work = home / "installed", home / "wheel"
-    with FileLock(home / "wheel.lock"):                                             # the first builds, the others wait for it
+    with open(home / "wheel.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)                                            # the first builds, the others wait for it
         if not installed.is_dir():
             shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(ROOT / "ecgmm", work / "ecgmm", ignore=shutil.ignore_patterns("__pycache__"))
-            for name in SOURCES:
-                if (ROOT / name).exists(): shutil.copy(ROOT / name, work / name)
-            pip("wheel", "--no-build-isolation", "--wheel-dir", work / "made", work)
-            pip("install", "--target", work / "installed", *(work / "made").glob("*.whl"))
+            (work / "source").mkdir(parents=True)
+            pip("wheel", "--no-build-isolation", "--wheel-dir", work, source_copy(work / "source"))
+            pip("install", "--target", work / "installed", *work.glob("*.whl"))
             (work / "installed").rename(installed)
     return installed

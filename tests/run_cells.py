@@ -36,6 +36,7 @@ def run_all(notebook):
     "Every cell, or an end with status 1, the cell's source and its error."
     from execnb.shell import CaptureShell
     shell, ran = CaptureShell(mpl_format="png"), 0
+    shell.showtraceback = shell.showsyntaxerror = lambda *args, **named: None      # it is told once, below, without colours
     for cell in code_cells(notebook):
         if directives(cell) & {"slow", "eval: false"}: continue
         outputs = shell.run(cell.source)

@@ -41,8 +41,13 @@ def test_from_files_to_a_scored_model(tmp_path):
     again = report(saved["test_y"], saved["test_prob"], saved["test_prob"] >= config["thresholds"][0])
     printed = json.loads(said.strip().splitlines()[-1])
     for name, value in again.items(): assert np.isclose(printed[name], value, atol=1e-4, equal_nan=True)
-    said = run("ecgmm_finetune", "--modality", "spectrogram", "--encoder", "se_resnet_small", "--fold", 3, "--epochs", 2, "--cpu", "--resume", cwd=tmp_path, fails=True)
-    assert "cannot resume" in said and "epochs" in said
+    words = ("ecgmm_finetune", "--modality", "spectrogram", "--encoder", "se_resnet_small", "--fold", 3, "--cpu")
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert json.loads(run(*words, "--epochs", 1, cwd=tmp_path).strip().splitlines()[-1]) == printed                # the same again: it is done
+    said = run(*words, "--epochs", 2, cwd=tmp_path, fails=True)                                                     # another: refused, with the difference and what to do
+    assert "a finished classifier with another settings.epochs (1, now 2)" in said and "another folder" in said and "--overwrite" in said
+    assert "another settings.seed" in run(*words, "--epochs", 1, "--seed", 1, cwd=tmp_path, fails=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
 def test_the_demo_and_its_second_call(tmp_path):
@@ -55,12 +60,13 @@ def test_the_demo_and_its_second_call(tmp_path):
     assert "nan" not in text.split("<h2>Scores")[1].split("<h3>Numbers to beat")[0].lower()
     scores = pd.read_csv(tmp_path / "demo" / "study" / "scores.csv")
     assert list(zip(scores["model"], scores["arm"])) == [(m, a) for a in ("scratch", "dino") for m in ("signal", "spectrogram", "average", "concat", "gate")]
-    stages = lambda: {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("stage.json")}
+    stages = lambda: {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("run.json")}
     made = stages()
-    assert {p.parent.name.split("-")[0] for p in made} == {"pretrain", "finetune", "fuse", "judge"}
+    assert {p.parent.name.split("-")[0] for p in made} == {"study", "model", "pretrain", "finetune", "fuse", "judge"}
     run("ecgmm_demo", "--out", "demo", *tiny, cwd=tmp_path)
-    assert stages() == made                                                                     # nothing is done twice
-    assert "needs another folder" in run("ecgmm_demo", "--out", "demo", "--n", 60, cwd=tmp_path, fails=True)
+    again = stages()
+    assert {p: t for p, t in again.items() if p.parent.name != "study"} == {p: t for p, t in made.items() if p.parent.name != "study"}   # nothing is done twice
+    assert "give another folder" in run("ecgmm_demo", "--out", "demo", "--n", 60, cwd=tmp_path, fails=True)
 
 
 def test_a_source_is_left_out(tmp_path):

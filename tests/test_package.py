@@ -16,6 +16,7 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from patience import HANG
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ConfigParser(delimiters=["="])
@@ -32,7 +33,7 @@ import versions
 def run(*words, cwd, **env):
     "Standard output of a command that has to succeed; the repository is on no path of it."
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "MAKEFLAGS")}
-    done = subprocess.run([str(w) for w in words], cwd=cwd, env=inherited | {"OMP_NUM_THREADS": "1"} | env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(w) for w in words], cwd=cwd, env=inherited | {"OMP_NUM_THREADS": "1"} | env, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout}{done.stderr}"
     return done.stdout
 

@@ -1,18 +1,23 @@
 "Hostile files, a full disk, a killed run: what `prepare` promises when things go wrong."
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
+import wfdb
 from patience import killed_when_it_opens
 
+import ecgmm.data
+from ecgmm.command import EcgmmError
 from ecgmm.data import LEADS, Record, read_record, write_record
-from ecgmm.store import Store, prepare
+from ecgmm.store import Store, prepare, prepare_record
 
 
 def record(name, seed, seconds=10, fs=500, codes=("426783006",)):
@@ -59,6 +64,15 @@ def too_large(x): x *= 40 / np.abs(x).max()
 def all_flat(x): x[:] = 0.3
 
 
+N_HOLES = 200_000_000
+
+
+def holes(header, fmt):
+    "A signal file of 4.8 GB that takes no room on the disk, announced by its header."
+    edit(header, "16+24", fmt); edit(header, " 500 5000", f" 500 {N_HOLES}")
+    with open(header.with_suffix(".mat"), "wb") as f: f.truncate(24 * N_HOLES)
+
+
 SKIPPED = {  # what is done to the files of one record, and what its line in skipped.csv must say
     "no signal file": (lambda h: h.with_suffix(".mat").unlink(), "missing"),
     "no header": (lambda h: h.unlink(), "without a header"),
@@ -84,7 +98,23 @@ SKIPPED = {  # what is done to the files of one record, and what its line in ski
     "a doubled lead": (lambda h: edit(h, " V6", " V5"), "given twice"),
     "a unit that is no voltage": (lambda h: edit(h, "/mV", "/mmHg"), "voltage"),
     "a rate of nothing": (lambda h: edit(h, " 12 500 ", " 12 0 "), "sampling rate"),
-    "a number that is none": (lambda h: edit(h, "1000/mV 16", "1e/mV 16"), ""),
+    "a number that is none": (lambda h: edit(h, "1000/mV 16", "1e/mV 16"), "the gain of lead I is '1e'"),
+    "a rate that is no number": (lambda h: edit(h, " 12 500 ", " 12 5.0.0 "), "the sampling rate is '5.0.0'"),
+    "a baseline without end": (lambda h: edit(h, "1000/mV 16", f"1000({10 ** 400})/mV 16"), "at most 18 digits"),
+    "a gain of nearly nothing": (lambda h: edit(h, "1000/mV", "1e-300/mV"), "no converter"),
+    "a gain of nearly everything": (lambda h: edit(h, "1000/mV", "1e300/mV"), "no converter"),
+    "a gain that leaves nothing": (lambda h: edit(h, "1000/mV", "90000000/mV"), "no lead changes by a microvolt"),
+    "ten to the twelve samples": (lambda h: edit(h, " 500 5000", f" 500 {10 ** 12}"), "more than is read"),
+    "a million signals": (lambda h: edit(h, " 12 500 ", f" {10 ** 6} 500 "), "1000000 signals announced"),
+    "a file of holes": (lambda h: holes(h, "16"), "more than is read"),
+    "a file of holes, packed": (lambda h: holes(h, "212"), "more than is read"),
+    "holes without a length": (lambda h: (holes(h, "212"), edit(h, f" 500 {N_HOLES}", " 500")), "more than is read"),
+    "a file that is too long": (lambda h: (holes(h, "16"), edit(h, f" 500 {N_HOLES}", " 500 5000")), "holds more than"),
+    "a packed file that is too long": (lambda h: (holes(h, "212"), edit(h, f" 500 {N_HOLES}", " 500 5000")), "holds more than"),
+    "a format that nobody knows": (lambda h: edit(h, "16+24", "77+24"), "the format 77"),
+    "a header that is a folder": (lambda h: (h.unlink(), h.mkdir()), "a folder with the name of a header"),
+    "a header that is a pipe": (lambda h: (h.unlink(), os.mkfifo(h)), "a pipe or device"),
+    "a signal file that is a pipe": (lambda h: (h.with_suffix(".mat").unlink(), os.mkfifo(h.with_suffix(".mat"))), "no file has its name"),
 }
 
 
@@ -92,15 +122,63 @@ def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
     root = database(tmp_path / "db", len(SKIPPED) + 3)
     headers = sorted(root.rglob("*.hea"))
     for header, (spoil, _) in zip(headers, SKIPPED.values()): spoil(header)
-    store = prepare(root, tmp_path / "store", progress=False)
+    before = ("start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"            # KiB; all of one such file would be 5 GB
+              "import atexit; atexit.register(lambda: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start))")
+    p = prepare_in_a_process(root, tmp_path / "store", before)
+    output = p.communicate(timeout=300)[0]
+    assert p.returncode == 0 and "Warning" not in output, output
+    assert int(output.split("PEAK")[1]) < 1 << 20, output
+    store = Store(tmp_path / "store")
     skipped = pd.read_csv(store.folder / "skipped.csv").set_index("path")["reason"]
-    assert len(store) == 3 and len(skipped) == len(SKIPPED)
+    extra = {str(h.relative_to(root).with_suffix(".mat")) for h in headers if h.is_dir() or h.is_fifo()}   # the signal file of such a header is listed, too
+    assert len(store) == 3 and len(skipped) == len(SKIPPED) + len(extra) and extra < set(skipped.index)
     for header, (what, (_, said)) in zip(headers, SKIPPED.items()):
         path = str(header.relative_to(root).with_suffix("")) + (".mat" if what == "no header" else ".hea")
-        assert said in skipped[path], (what, skipped[path])
+        assert said and said in skipped[path], (what, skipped[path])
+        if what not in ("no header", "a header that is a folder", "a header that is a pipe"):
+            with pytest.raises(EcgmmError) as e: prepare_record(header)
+            assert str(header) in str(e.value), (what, e.value)
         assert "\n" not in skipped[path] and str(root) not in skipped[path].split(":")[0]
     card = (store.folder / "card.md").read_text()
     assert "outside its folder" in card
+
+
+def test_whatever_a_header_says_the_error_names_the_file(tmp_path):
+    "Headers with pieces taken out, doubled, exchanged: each is read, or an EcgmmError with the path."
+    rng, plain = np.random.default_rng(0), write_record(tmp_path, record("A", 1))
+    lines, pieces = plain.read_text().splitlines(), ["0", "-1", "1e", "1e999", "9" * 17, "212", "16x2", "16:3", "24+1", "~", "../x", "/", "A.mat", "\u0663", "\x0c", "\u2028", "(", "/mV", "V6", "#", ""]
+    refused = 0
+    for k in range(600):
+        words = [line.split(" ") for line in lines]
+        for _ in range(rng.integers(1, 4)):
+            line = words[rng.integers(0, 13) if rng.random() < 0.7 else 0]
+            at = rng.integers(len(line))
+            line[at] = str(rng.choice(pieces)) if rng.random() < 0.7 else line[at] + str(rng.choice(pieces))
+        if rng.random() < 0.2: del words[rng.integers(len(words))]
+        plain.write_text("\n".join(" ".join(line) for line in words))
+        try: prepare_record(plain)
+        except EcgmmError as e:
+            refused += 1
+            assert str(plain) in str(e), e
+    assert refused > 100
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError("no memory")], ids=["files", "memory"])
+@pytest.mark.parametrize("fmt", ["16", "212"])
+def test_what_the_machine_lacks_leaves_no_recording_out(tmp_path, error, fmt):
+    root = tmp_path / "db"
+    for k in range(4): write_record(root, record(f"W{k}", k))
+    if fmt != "16":
+        for k in range(4): wfdb.wrsamp(f"W{k}", 500, ["mV"] * 12, list(LEADS), record(f"W{k}", k).x.T.astype(float), fmt=[fmt] * 12, adc_gain=[200.0] * 12, baseline=[0] * 12, comments=["Dx: 426783006"], write_dir=str(root))
+    real, calls = ecgmm.data._read_samples if fmt == "16" else wfdb.rdrecord, []
+    def fails(*args, **named):
+        calls.append(args)
+        if len(calls) == 3: raise error
+        return real(*args, **named)
+    with patch("ecgmm.data._read_samples" if fmt == "16" else "wfdb.rdrecord", fails), pytest.raises((OSError, MemoryError, EcgmmError)) as e: prepare(root, tmp_path / "store", progress=False, workers=1)
+    assert error.args[-1] in str(e.value)
+    store = prepare(root, tmp_path / "store", progress=False, workers=1)
+    assert len(store) == 4 and len(pd.read_csv(store.folder / "skipped.csv")) == 0
 
 
 def test_an_unreadable_file(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from patience import HANG
+from run_cells import code_cells, directives
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -237,6 +238,40 @@ def test_nothing_forbidden(module):
                                          ("f = torch.load", "torch.load"), ("from torch import load", "torch.load"), ("import pickle", "pickle import"),
                                          ("def f():\n    from pickle import loads", "pickle import"), ("np.load(f, allow_pickle=True)", "allow_pickle")])
 def test_the_forbidden_is_found(source, why): assert forbidden(source) == [why]
+
+
+# ---- no test depends on the clock
+
+def clock_bound(source):
+    "What makes a test depend on how busy the machine is: a sleep, a limit that a slow machine can reach, a duration in an assertion."
+    found, tree = [], ast.parse(without_magics(source))
+    called = lambda node: {getattr(n.func, "attr", getattr(n.func, "id", "")) for n in ast.walk(node) if isinstance(n, ast.Call)}
+    named = lambda node, kind: {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
+    short = lambda node: isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and node.value < HANG
+    clocked = set().union(*(named(n, ast.Store) for n in ast.walk(tree) if isinstance(n, ast.Assign) and called(n.value) & {"time", "monotonic", "perf_counter", "process_time"}))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name == "sleep": found.append("sleep")
+            if name in ("wait", "join", "communicate") and any(map(short, node.args)) or any(k.arg in ("timeout", "deadline") and short(k.value) for k in node.keywords): found.append(f"{name} with a limit")
+        if isinstance(node, ast.Assert) and named(node.test, ast.Load) & clocked: found.append("a duration in an assertion")
+    return found
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *sorted((ROOT / "tests").glob("*.py"))], ids=lambda p: p.stem)
+def test_no_test_depends_on_the_clock(path):
+    "In tests, and in those cells of notebooks that are neither the package nor marked `slow`, which `make bench` runs."
+    cells = [path.read_text()] if path.suffix == ".py" else [c.source for c in code_cells(path) if not directives(c) & {"export", "slow", "eval: false"}]
+    assert [line for source in cells for line in clock_bound(source)] == []
+
+
+@pytest.mark.parametrize("source, why", [("time.sleep(0.1)", "sleep"), ("from time import sleep\nwhile not f.exists(): sleep(1)", "sleep"), ("p.wait(30)", "wait with a limit"), ("thread.join(0.5)", "join with a limit"),
+                                         ("subprocess.run(x, timeout=120)", "run with a limit"), ("settings(deadline=200)", "settings with a limit"),
+                                         ("start = time.time(); f(); spent = time.time() - start\nassert spent < 3", "a duration in an assertion")])
+def test_a_test_that_depends_on_the_clock_is_found(source, why): assert clock_bound(source) == [why]
+
+
+def test_a_limit_against_hanging_is_no_wait(): assert clock_bound("p.wait(); ', '.join(x); subprocess.run(x, timeout=HANG); p.communicate(timeout=3600)") == []
 
 
 # ---- importing does nothing

@@ -1,0 +1,249 @@
+"Nothing of a user's is ever destroyed: what each command does in a folder that is not its own, is in use, was half made, or lies on a full disk. Each test guards a kind, over all that writes."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from patience import HANG
+from safetensors.torch import load_file
+
+from ecgmm.finetune import finetune
+from ecgmm.fusion import load_classifier
+from ecgmm.runs import finished, read_marker
+from ecgmm.store import Store, prepare
+from ecgmm.synthetic import synthesize
+from ecgmm.thresholds import choose
+
+SMALL = dict(modality="spectrogram", encoder="se_resnet_small", epochs=1, batch_size=16, cpu=True)
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+COMMANDS = {"ecgmm_synthesize": "synthetic", "ecgmm_prepare": "store", "ecgmm_pretrain": "pretrain", "ecgmm_finetune": "finetune", "ecgmm_fuse": "fusion", "ecgmm_compare": "comparison", "ecgmm_reproduce": "results",
+            "ecgmm_thresholds": "thresholds"}
+
+
+def command(name, *words, before=""):
+    "A process of its own in which `before` has run."
+    code = f"import sys\nfrom ecgmm.{COMMANDS[name]} import {name}\n{before}\nsys.argv = [{name!r}, *sys.argv[1:]]\n{name}()"
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def said(process):
+    "Exit status and last words."
+    out, err = process.communicate(timeout=HANG)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "Simulated hospitals, their store, and a classifier."
+    home = tmp_path_factory.mktemp("home")
+    synthesize(home / "hospitals", n=60, seed=0, workers=1)
+    store = prepare(home / "hospitals", home / "store", workers=1, progress=False)
+    finetune(store, home / "classifier", progress=False, **SMALL)
+    return home
+
+
+def words(home, name, out):
+    "What makes a command write into a folder, as quickly as it can."
+    store, small = ["--store", home / "store"], ["--modality", "spectrogram", "--encoder", "se_resnet_small", "--epochs", 1, "--batch_size", 16, "--cpu"]
+    return {"ecgmm_synthesize": ["--out", out, "--n", 12], "ecgmm_prepare": ["--data", home / "hospitals", "--store", out, "--workers", 1],
+            "ecgmm_pretrain": [*store, "--out", out, *small, "--probe_every", 0], "ecgmm_finetune": [*store, "--out", out, *small],
+            "ecgmm_fuse": [*store, "--out", out, "--signal_encoder", "xresnet1d_small", "--spectrogram_encoder", "se_resnet_small", "--epochs", 1, "--per_record", 1, "--cpu"],
+            "ecgmm_compare": [*store, "--out", out, "--arms", "scratch", "--modalities", "spectrogram", "--folds", 0, "--seeds", 0, "--tune_epochs", 1, "--cpu"],
+            "ecgmm_reproduce": [*store, "--out", out, "--models", "spectrogram", "--arms", "scratch", "--folds", 0, "--size", "small", "--epochs", 1, "--cpu"]}[name]
+
+
+def content(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["ecgmm_synthesize", "ecgmm_prepare", "ecgmm_pretrain", "ecgmm_finetune", "ecgmm_fuse", "ecgmm_compare", "ecgmm_reproduce"])
+def test_in_a_folder_of_somebody_else(home, tmp_path, name):
+    "The Challenge's own `training/`, and files with every name that we use: refused by name, before anything is changed, with --overwrite or without."
+    other = tmp_path / "challenge-2020"
+    shutil.copytree(home / "hospitals" / "training", other / "training")
+    for mine in ("model/config.json", "model/model.safetensors", "run.json", "records.csv", "scores.csv", "seen.csv", "patients.csv", "report/index.html"):
+        (other / mine).parent.mkdir(exist_ok=True)
+        (other / mine).write_text("years of work")
+    before = content(other)
+    for more in ([], ["--overwrite"])[:1 if name in ("ecgmm_compare", "ecgmm_reproduce") else 2]:
+        status, _, err = said(command(name, *words(home, name, other), *more))
+        assert status == 1 and "is there already" in err and str(other) in err and "Traceback" not in err, err
+        assert content(other) == before
+
+
+def test_neighbours_of_a_folder_are_left_alone(home, tmp_path):
+    "Names that a store once used for itself are other people's names."
+    for name in ("store.old", "store.part", ".store.1.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    prepare(home / "hospitals", tmp_path / "store", workers=1, progress=False)
+    prepare(home / "hospitals", tmp_path / "store", seed=1, overwrite=True, workers=1, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".store.1.part", "store", "store.old", "store.part"]
+    for name in ("store.old", "store.part", ".store.1.part"): assert content(tmp_path / name) == {"thesis.txt": b"years of work"}
+
+
+PAUSED = """
+import ecgmm.{module}
+whole = ecgmm.{module}.{step}
+def waits(*args, **named):
+    print("at work", flush=True)
+    sys.stdin.readline()
+    return whole(*args, **named)
+ecgmm.{module}.{step} = waits
+"""
+INSIDE = {"ecgmm_prepare": ("store", "_finish"), "ecgmm_pretrain": ("pretrain", "fit"), "ecgmm_finetune": ("finetune", "fit"), "ecgmm_fuse": ("finetune", "fit")}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_two_at_once(home, tmp_path, name):
+    "The second is told who is at work, with the same options and with others; the first ends as if it had been alone."
+    module, step = INSIDE[name]
+    first = command(name, *words(home, name, tmp_path / "x"), before=PAUSED.format(module=module, step=step))
+    for line in first.stdout:
+        if line == "at work\n": break
+    for more in ([], ["--seed", 1, "--overwrite"]):
+        status, _, err = said(command(name, *words(home, name, tmp_path / "x"), *more))
+        assert status == 1 and f"process {first.pid} on" in err and "is at work here" in err and "Traceback" not in err, err
+    first.stdin.write("\n")
+    status, out, err = said(first)
+    assert status == 0, err
+    assert read_marker(tmp_path / "x")["state"] == "done" and not (tmp_path / "x" / "run.lock").exists()
+    if name == "ecgmm_prepare": assert content(tmp_path / "x") == content(home / "store")
+
+
+def killed(call, below, stop):
+    "Run `call` in a process of its own that kills itself at its `stop`-th change of anything below a folder; True if it came that far."
+    pid = os.fork()
+    if pid == 0:
+        seen = [0]
+        def hook(event, args):
+            write = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if not (write or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir")) or not str(args[0]).startswith(str(below)): return
+            seen[0] += 1
+            if seen[0] == stop: os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        try:
+            call()
+            os._exit(0)
+        finally: os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    return status != 0
+
+
+def settled(folder):
+    "All that is in a folder, but for the seconds that training took."
+    def of(p):
+        if p.suffix == ".safetensors": return {k: v.numpy().tobytes() for k, v in load_file(p).items()}
+        if p.suffix == ".npz":
+            with np.load(p) as held: return {k: v.tobytes() for k, v in held.items()}
+        if p.name == "history.jsonl": return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in p.read_text().splitlines()]
+        return p.read_bytes()
+    return {str(p.relative_to(folder)): of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def swept(tmp_path, start, call, every):
+    "Killed at each `every`-th change and called again: always the end of an undisturbed call, and nothing left behind."
+    start(tmp_path / "whole")
+    call(tmp_path / "whole")
+    stop, places = 1, 0
+    while True:
+        folder = tmp_path / f"killed-{stop}"
+        start(folder)
+        if not killed(lambda: call(folder), folder, stop): break
+        call(folder)
+        now, whole = settled(folder), settled(tmp_path / "whole")
+        assert sorted(now) == sorted(whole), stop
+        assert now == whole, (stop, [k for k in now if now[k] != whole[k]])
+        shutil.rmtree(folder)
+        stop, places = stop + every, places + 1
+    assert places >= 5
+    return places
+
+
+def test_a_killed_store(home, tmp_path): swept(tmp_path, lambda f: None, lambda f: prepare(home / "hospitals", f, workers=1, progress=False), every=3)
+
+
+def test_a_killed_store_that_replaces_another(home, tmp_path):
+    whole = content(home / "store")
+    start = lambda f: shutil.copytree(home / "store", f)
+    swept(tmp_path, start, lambda f: prepare(home / "hospitals", f, seed=1, overwrite=True, workers=1, progress=False), every=4)
+    assert content(home / "store") == whole
+
+
+def test_a_killed_classifier(home, tmp_path):
+    store = Store(home / "store")
+    swept(tmp_path, lambda f: None, lambda f: finetune(store, f, progress=False, paper=True, **SMALL), every=9)
+
+
+def test_killed_thresholds(home, tmp_path):
+    swept(tmp_path, lambda f: shutil.copytree(home / "classifier", f), lambda f: choose(f, draws=20), every=1)
+
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))                      # as if the disk were full: no file may be larger
+"""
+
+
+@pytest.mark.parametrize("name, room", [("ecgmm_prepare", 100_000), ("ecgmm_pretrain", 60_000), ("ecgmm_pretrain", 1_500), ("ecgmm_finetune", 60_000), ("ecgmm_fuse", 200_000), ("ecgmm_thresholds", 1_000), ("ecgmm_synthesize", 50_000)])
+def test_a_full_disk(home, tmp_path, name, room):
+    "One clear line, what filled the disk is gone, and with more room the same call ends as it should."
+    out = tmp_path / "x"
+    if name == "ecgmm_thresholds": shutil.copytree(home / "classifier", out)
+    options = ["--model", out] if name == "ecgmm_thresholds" else words(home, name, out)
+    status, _, err = said(command(name, *options, before=FULL.format(room)))
+    assert status == 1 and "no space left on the disk; free some and run the same command again" in err and "Traceback" not in err, err
+    assert not [p for p in tmp_path.rglob("*") if p.name.endswith((".part", ".lock"))]
+    status, _, err = said(command(name, *options))
+    assert status == 0, err
+    if name != "ecgmm_thresholds": assert read_marker(out)["state"] == "done"
+
+
+INTERRUPTED = """
+import os, signal
+from ecgmm.windows import Batches
+whole = Batches.epoch
+def epoch(self, *args, **named):
+    for k, batch in enumerate(whole(self, *args, **named)):
+        if k == 1 and self.y is not None and os.path.exists("x/training/history.jsonl"): os.kill(os.getpid(), signal.SIGINT)   # in the second epoch
+        yield batch
+Batches.epoch = epoch
+"""
+
+
+def test_interrupted(home, tmp_path):
+    "Ctrl-C, or a notebook's stop button: no traceback, and the same command goes on."
+    code = f"import sys, os\nos.chdir({str(tmp_path)!r})\nfrom ecgmm.finetune import ecgmm_finetune\n{INTERRUPTED}\nsys.argv = ['ecgmm_finetune', *sys.argv[1:]]\necgmm_finetune()"
+    options = [*words(home, "ecgmm_finetune", "x"), "--epochs", 2]
+    run = subprocess.run([sys.executable, "-c", code, *map(str, options)], env=ENV, capture_output=True, text=True, timeout=HANG)
+    assert run.returncode == 1 and "stopped; what is done is kept, and the same command goes on from there" in run.stderr and "Traceback" not in run.stderr, run.stderr
+    history = tmp_path / "x" / "training" / "history.jsonl"
+    assert len(history.read_text().splitlines()) == 1 and not (tmp_path / "x" / "run.lock").exists()
+    first = history.read_text()
+    status, _, err = said(command("ecgmm_finetune", *words(home, "ecgmm_finetune", tmp_path / "x"), "--epochs", 2))
+    assert status == 0 and history.read_text().startswith(first), err
+
+
+def test_readers_never_write(home, tmp_path):
+    "All that reads works on folders in which nothing can be written or renamed."
+    shutil.copytree(home / "classifier", tmp_path / "c")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    events = []
+    def hook(event, args):
+        write = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (write or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir")) and str(args[0]).startswith((str(tmp_path), str(home))) and reading: events.append((event, args[0]))
+    reading = True
+    sys.addaudithook(hook)
+    load_classifier(tmp_path / "c" / "model")
+    Store(home / "store")
+    finished(tmp_path / "c", "classifier")
+    finetune(Store(home / "store"), tmp_path / "c", progress=False, **SMALL)              # done already: it is read
+    reading = False
+    assert not events and {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
