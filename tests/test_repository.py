@@ -125,6 +125,26 @@ def test_saved_outputs_are_whole_and_small(path):
     assert path.stat().st_size <= 900 * 1024
 
 
+def bars(outputs):
+    "The progress that was saved with a notebook: a bar as text or as a widget, or a line of a log."
+    text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
+    return re.findall(r"\d+%\|[^\n]*|[^\n]*(?:it/s|s/it|\bleft\b[^\n]*/s|/s, [^\n]* left)[^\n]*", text) + [key for o in outputs for key in o.get("data", {}) if "widget" in key]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_bars_are_saved(path):
+    "But for the cells that show `progress` itself."
+    assert [line for c in nbformat.read(path, 4).cells if c.cell_type == "code" and "progress(" not in c.source for line in bars(c.outputs)] == []
+
+
+def test_a_saved_bar_is_found():
+    new = nbformat.v4.new_output
+    for text in ("epoch 1:  40%|####      | 4/10 [00:03<00:05,  1.2it/s]", "prepare: 40 of 100 recordings, 12.00 recordings/s, 00:05 left", "a: 3it [00:04, 1.39s/it]"):
+        for output in (new("stream", name="stderr", text=f"before\n{text}\n"), new("display_data", data={"text/plain": text})): assert len(bars([output])) == 1
+    assert bars([new("display_data", data={"application/vnd.jupyter.widget-view+json": {}})]) == ["application/vnd.jupyter.widget-view+json"]
+    assert bars([new("stream", name="stdout", text="40% of the recordings are left out\n12 records/s\n")]) == []
+
+
 def test_prepared_pages(tmp_path):
     "The site up to the point where Quarto takes over: documentation, links, sidebar."
     copy_of_the_tree(tmp_path)
