@@ -10,6 +10,7 @@ __all__ = ['ENCODERS', 'XResNet1d', 'SqueezeExcite', 'SEResNet', 'make_encoder',
 import json
 import os
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -542,9 +543,9 @@ def save_decision(
         return Path(file)
     file, card, told = folder / _DECISION, folder / _FILES[2], read_marker(folder)
     if os.path.lexists(file) and (not file.is_file() or _read_json(file).get("format") != _DECISION_FORMAT): raise EcgmmError(f"{file} is there already and was not made by this command: move it away")
-    if told: Run.begin(folder, "model", told["identity"], (*_FILES, _DECISION))             # takes half files of killed calls away
-    write_whole(file, text)
-    if not card.exists() or card.is_file() and _CARD in card.read_text(encoding="utf-8", errors="replace"): write_whole(card, model_card(config | decision))   # a person's own is left alone
+    with Run.reopen(folder, "model") if told else nullcontext():                            # one at a time; half files of killed calls go
+        write_whole(file, text)
+        if not card.exists() or card.is_file() and _CARD in card.read_text(encoding="utf-8", errors="replace"): write_whole(card, model_card(config | decision))   # a person's own is left alone
     return file
 
 # %% ../nbs/10_models.ipynb #c4c9a245

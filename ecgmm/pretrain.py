@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 
 from .command import EcgmmError, command, progress as progress_bar
 from .runs import file_digest, finished, read_marker
@@ -28,7 +27,7 @@ from .simclr import SimCLR
 from .store import Store, as_fold
 from .training import begin_together, fit, processes
 from .views import recipe
-from .windows import Batches, Windows
+from .windows import Batches, Windows, accelerator_for
 
 # %% ../nbs/23_pretrain.ipynb #085ebf14
 def _joined(stores):
@@ -165,7 +164,7 @@ def pretrain(
     if precision not in ("no", "bf16"): raise EcgmmError(f"pretrain: a precision 'no' (float32) or 'bf16' is needed, got {precision!r}")
     own = method_options(method, options)
     if weight_decay is not None and "decay" in own: own["decay"] = (weight_decay, weight_decay)
-    accelerator, stores, rows = Accelerator(cpu=cpu), [store, *unlabelled], allowed_rows(store, fold, unlabelled, transductive)
+    accelerator, stores, rows = accelerator_for(cpu), [store, *unlabelled], allowed_rows(store, fold, unlabelled, transductive)
     _check(stores, rows, accelerator, epochs=(epochs, 1), batch_size=(batch_size, 2), per_record=(per_record, 1), n_windows=(n_windows, 1), probe_every=(probe_every, 0), seed=(seed, 0),
            lr=(lr, 0), weight_decay=(weight_decay or 0, 0))
     config = dict(modality=modality, encoder=encoder or ENCODERS.get(modality, ""))

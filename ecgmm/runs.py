@@ -290,9 +290,7 @@ class Run:
     def __enter__(self): return self
 
     def __exit__(self, kind, error, trace):
-        if self._locked and error is not None and not any(os.path.lexists(self.folder / name) for name in self.files):   # nothing was made: nothing is left
-            self._remove(sorted(self.files))                                 # the empty folders, while the marker still says whose they are
-            self._remove([MARKER])
+        if self._locked and error is not None and not any(os.path.lexists(self.folder / name) for name in self.files): self._remove([*sorted(self.files), MARKER])   # nothing was made: nothing is left, empty folders included
         self._release()
 
     def path(self,

@@ -83,7 +83,9 @@ def python_with_requirements(version):
     if python is None: return None, f"no python{version} on PATH"
     probe = "import sysconfig, torch, numpy, scipy, pandas, matplotlib, sklearn, wfdb, iterstrat, accelerate, safetensors, tqdm, fastcore, psutil; print(sysconfig.get_path('purelib'))"
     done = subprocess.run([python, "-c", probe], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
-    if done.returncode: return None, f"python{version}: {(done.stderr.strip().splitlines() or ['does not start'])[-1]}"
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("Traceback", "  "))]
+        return None, f"python{version}: {said[0] if said else 'does not start'}"
     return python, done.stdout.strip()
 
 
@@ -138,6 +140,16 @@ def test_the_description_leads_somewhere_from_anywhere(about):
     for path, address in relative: assert (ROOT / path.split("#")[0]).exists() and address in (f"{CFG['git_url']}/{kind}/{CFG['branch']}/{path}" for kind in ("blob", "raw"))
 
 
+def test_the_ten_lines_are_a_script(tmp_path):
+    "As they stand in the README (with fewer recordings), without a guard, where new processes would start from the script itself."
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8").split("## Ten lines")[1].split("\n## ")[0], re.M | re.S)
+    lines = "\n".join(blocks)
+    assert "__name__" not in lines and "n=300" in lines
+    (tmp_path / "ten.py").write_text("import multiprocessing\nmultiprocessing.set_start_method('spawn', force=True)\n" + lines.replace("n=300", "n=60"))
+    said = run(sys.executable, "ten.py", cwd=tmp_path, PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path))
+    assert said.count("auroc") == 1, said
+
+
 # ---- requirements
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "iterstrat": "iterative-stratification", "mpl_toolkits": "matplotlib", "yaml": "pyyaml", "ruff": "ruff"}
@@ -149,7 +161,7 @@ def imported(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): names |= {a.name.split(".")[0] for a in node.names}
         if isinstance(node, ast.ImportFrom) and not node.level: names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"ecgmm"}
+    return names - set(sys.stdlib_module_names) - {"ecgmm", "__main__"}
 
 
 def required(key): return {re.split(r"[<>=!~]", word)[0].lower() for word in CFG[key].split()}

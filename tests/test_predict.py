@@ -14,6 +14,7 @@ import pytest
 import torch
 from patience import HANG
 
+from ecgmm.command import EcgmmError
 from ecgmm.data import ABBREVIATIONS, CLASSES, Record, read_record, write_record
 from ecgmm.finetune import finetune
 from ecgmm.models import Classifier, save_model
@@ -148,7 +149,7 @@ def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
     drop_leads(ward / "two.hea", "III", "aVR", "aVL", "aVF")
     (ward / "lost.mat").write_bytes(b"")
     status, said, errors, _ = command(model, "my ward", "--out", "out.json", "--picture", cwd=tmp_path)
-    assert status == 0 and not errors, errors
+    assert status == 0 and all(line.startswith("predict: ") for line in errors.split("\n") if line.strip()), errors   # progress
     assert f"2 of {len(HOSTILE) + 3} recordings judged" in said
     rows = {r["name"]: r for r in json.loads((tmp_path / "out.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} in JSON"))}
     assert set(rows) == {*HOSTILE, "fine", "two", "lost"}
@@ -162,7 +163,7 @@ def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
 
     status, said, *_ = command(model, "my ward", "--out", "scores", "--format", "challenge", "--tolerate", "flat,short,missing,gaps", cwd=tmp_path)
     allowed = {"flat", "brief", "eleven", "gap", "fine", "two"}
-    assert status == 0 and {p.stem for p in (tmp_path / "scores").iterdir()} == allowed, said
+    assert status == 0 and {p.stem for p in (tmp_path / "scores").glob("*.csv")} == allowed, said
     for name in allowed:
         first, codes, labels, scores = (tmp_path / "scores" / f"{name}.csv").read_text().splitlines()
         assert first == f"#{name}" and codes.split(",") == [c.code for c in CLASSES]
@@ -182,10 +183,10 @@ def test_where_nothing_can_be_judged(tmp_path, model, ecg, capsys):
             ("no WFDB header (.hea) below empty", (model, "empty"), {}), ("truncated", (model, "cut"), {}), ("truncated", (model, cut), {}), ("no such header file", (model, "nowhere.hea"), {}),
             ("has no config.json", ("empty", "cut"), {}), ("has no model.safetensors", ("not a model", "cut"), {}), ("fs from 1 to 100,000 Hz is needed, got None", (model, "x.npy"), {}),
             ("each of the 11 leads is needed", (model, "x.npy"), dict(fs=500, leads="I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5")), ("no lead moves", (model, "x.npy"), dict(fs=500, unit="uV")),
-            ("allow_pickle=False", (model, "pickled.npy"), dict(fs=500)), ("some may be tolerated, got noise", (model, cut), dict(tolerate="noise"))]:
-        with chdir(tmp_path), pytest.raises(SystemExit) as stopped: ecgmm_predict(*map(str, args), cpu=True, **options)
+            ("not an array that numpy can read", (model, "pickled.npy"), dict(fs=500)), ("some may be tolerated, got noise", (model, cut), dict(tolerate="noise"))]:
+        with chdir(tmp_path), pytest.raises(EcgmmError) as stopped: ecgmm_predict(*map(str, args), cpu=True, **options)
         said = capsys.readouterr().out + str(stopped.value)
-        assert words in said and "ecgmm_predict: " in said, (args, said)
+        assert words in said, (args, said)
     status, said, errors, _ = command(model, "cut", cwd=tmp_path)
     assert status == 1 and "cut/C1.hea: C1.mat is truncated" in said and "no recording could be judged" in errors
 

@@ -53,10 +53,31 @@ def test_killed_and_resumed(stores, tmp_path, method):
     killed = subprocess.run([sys.executable, "-c", KILLED, "--out", "killed", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists(), killed.stderr
     assert len((tmp_path / "killed" / "training" / "history.jsonl").read_text().splitlines()) == 2
-    run("ecgmm_pretrain", "--out", "killed", *options, "--resume", cwd=tmp_path)
+    run("ecgmm_pretrain", "--out", "killed", *options, cwd=tmp_path)
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys() and all(whole[k].equal(resumed[k]) for k in whole)
-    assert "another method" in run("ecgmm_pretrain", "--out", "killed", *[o if o != method else "simclr" for o in options if o not in ("--n_prototypes", 64)], "--resume", cwd=tmp_path, fails=True)
+    files = lambda name: {p.name: p.read_bytes() for p in sorted((tmp_path / name).rglob("*")) if p.is_file() and p.parent.name != "training"}
+    assert files("whole") == files("killed")                                        # the model folder, the list and the marker, byte for byte
+    assert "another method" in run("ecgmm_pretrain", "--out", "killed", *[o if o != method else "simclr" for o in options if o not in ("--n_prototypes", 64)], cwd=tmp_path, fails=True)
+    before = files("killed")
+    said = run("ecgmm_pretrain", "--out", "killed", *options, cwd=tmp_path)
+    assert "done already" in said and files("killed") == before
+    for bad in (["--epochs", 0], ["--precision", "fp16"], ["--unlabelled", "nowhere"], ["--temperature", 0.1], ["--batch_size", 1]):
+        run("ecgmm_pretrain", "--out", "killed", *options, *bad, "--overwrite", cwd=tmp_path, fails=True)
+        assert files("killed") == before                                            # a slip of the hand costs nothing
+
+
+def test_stopped_by_hand(stores, tmp_path):
+    "Ctrl-C is one line; the run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed one."
+    options = ["--store", stores / "store", "--method", "byol", *SMALL, "--epochs", 4, "--batch_size", 32, "--probe_every", 0]
+    stopped = subprocess.run([sys.executable, "-c", KILLED.replace("killed/", "stopped/").replace(", 9)", ", 2)"), "--out", "stopped", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
+    assert stopped.returncode == 1 and stopped.stderr.strip().splitlines()[-1].startswith("ecgmm_pretrain: stopped") and "Traceback" not in stopped.stderr, stopped.stderr
+    assert len((tmp_path / "stopped" / "training" / "history.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["state"] == "begun" and not (tmp_path / "stopped" / "run.lock").exists()
+    assert "not finished" in run("ecgmm_finetune", "--store", stores / "store", *SMALL, "--pretrained", "stopped", "--out", "x", cwd=tmp_path, fails=True)
+    for name in ("stopped", "whole"): run("ecgmm_pretrain", "--out", name, *options, cwd=tmp_path)
+    whole, resumed = ({p.name: p.read_bytes() for p in (tmp_path / name / "model").iterdir()} for name in ("whole", "stopped"))
+    assert whole == resumed and len(whole) == 4
 
 
 def test_handed_on(stores, tmp_path):
@@ -93,7 +114,15 @@ def test_in_two_processes(stores, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     backbone, config = load_model(tmp_path / "two" / "model", Backbone.from_config)
     assert len((tmp_path / "two" / "training" / "history.jsonl").read_text().splitlines()) == 2 and "knn_auroc" in config["pretraining"]["last"]
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["method"] == "simclr" and (tmp_path / "two" / "seen.csv").is_file()
+    told = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert told["identity"]["method"] == "simclr" and told["identity"]["processes"] == 2 and told["state"] == "done" and (tmp_path / "two" / "seen.csv").is_file()
+    assert not (tmp_path / "two" / "run.lock").exists() and done.stdout.count("what it saw in") == 1          # one of them speaks
+    launch = lambda *more: subprocess.run([str(c) for c in [*command, *more]], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
+    before = (tmp_path / "two" / "model" / "model.safetensors").stat().st_mtime_ns
+    again = launch()
+    assert again.returncode == 0 and "done already" in again.stdout and (tmp_path / "two" / "model" / "model.safetensors").stat().st_mtime_ns == before
+    refused = launch("--seed", 1)                                                    # the main process refuses: all of them say so, none waits for ever
+    assert refused.returncode != 0 and refused.stderr.count("a finished encoder with another seed") >= 2, refused.stderr[-3000:]
 
 
 def test_a_comparison_in_two_parts(stores, tmp_path):
@@ -121,5 +150,9 @@ def test_a_left_out_source_is_left_out_everywhere(stores, tmp_path):
     seen = pd.read_csv(tmp_path / "clean" / "seen.csv")
     assert "georgia" not in set(seen["source"])
     seen.loc[0, "source"] = "georgia"
+    whole = (tmp_path / "clean" / "seen.csv").read_bytes()
     seen.to_csv(tmp_path / "clean" / "seen.csv", index=False)
-    assert "held out here" in run("ecgmm_finetune", "--store", stores / "store", "--out", "again", "--fold", "georgia", "--pretrained", "clean", *SMALL, "--epochs", 1, cwd=tmp_path, fails=True)
+    assert "this is not the list" in run("ecgmm_finetune", "--store", stores / "store", "--out", "again", "--fold", "georgia", "--pretrained", "clean", *SMALL, "--epochs", 1, cwd=tmp_path, fails=True)
+    (tmp_path / "clean" / "seen.csv").write_bytes(whole)
+    run("ecgmm_pretrain", "--out", "other", "--fold", 0, *options, cwd=tmp_path)             # saw some of it
+    assert "held out here" in run("ecgmm_finetune", "--store", stores / "store", "--out", "again", "--fold", "georgia", "--pretrained", "other", *SMALL, "--epochs", 1, cwd=tmp_path, fails=True)
