@@ -10,7 +10,6 @@ __all__ = ['ELECTRODES', 'TORSO', 'electrodes_to_leads', 'sum_of_waves', 'Heart'
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
