@@ -420,6 +420,6 @@ def plot_ecg(
         ax.plot(np.arange(m) / fs, x[1, :m] - 3 * rows, color=_PAPER["ink"], lw=0.7)
         ax.text(0.04, 0.75 - 3 * rows, "II", fontsize=7, weight="bold")
     ax.set(xlim=(0, width), ylim=(bottom, top), yticks=[], xlabel="s    (25 mm/s, 10 mm/mV)")
-    ax.set_title(title, fontsize=8, loc="left")
+    ax.set_title(title, fontsize=8, loc="left", parse_math=False)   # a name with dollar signs is no formula
     ax.tick_params(labelsize=6); ax.xaxis.label.set_size(6)
     return ax

@@ -439,12 +439,17 @@ def _whole(out):
         part.unlink(missing_ok=True)
 
 
+def _cell(value):
+    "What a spreadsheet will not take for a formula."
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value
+
+
 def _csv(results, out):
     with _whole(out) as f:
         table = csv.DictWriter(f, Prediction("").row().keys(), lineterminator="\n")
         table.writeheader()
         for p in results:
-            table.writerow({k: "" if v != v else v for k, v in p.row().items()})                # NaN is the one value that differs from itself
+            table.writerow({k: "" if v != v else _cell(v) for k, v in p.row().items()})         # NaN is the one value that differs from itself
             yield p
 
 # %% ../nbs/52_predict.ipynb #9005f1ca

@@ -120,8 +120,9 @@ def plot_plane(
         at, rest = np.asarray(tags) == tag, tag == "other"
         ax.scatter(*xy[at].T, s=9, color="0.75" if rest else plt.cm.tab10(k % 10), zorder=1 if rest else 2, label=tag, lw=0)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=8, loc="left")
-    ax.legend(fontsize=7, markerscale=1.5, framealpha=0.7, edgecolor="none", loc="best")
+    ax.set_title(title, fontsize=8, loc="left", parse_math=False)   # a name with dollar signs is no formula
+    legend = ax.legend(fontsize=7, markerscale=1.5, framealpha=0.7, edgecolor="none", loc="best")
+    for text in legend.get_texts(): text.set_parse_math(False)
     return ax
 
 # %% ../nbs/13_probes.ipynb #01af0dd0

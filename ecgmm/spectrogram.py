@@ -63,7 +63,7 @@ def plot_spectrogram(
     hop, bin_hz = (nperseg - nperseg // 2) / FS, FS / nperseg
     image = ax.pcolormesh(np.arange(s.shape[1]) * hop, np.arange(s.shape[0]) * bin_hz, s, cmap="magma", shading="nearest")
     ax.set(xlabel="time (s)", ylabel="frequency (Hz)")
-    ax.set_title(title, fontsize=8, loc="left")
+    ax.set_title(title, fontsize=8, loc="left", parse_math=False)   # a name with dollar signs is no formula
     ax.figure.colorbar(image, ax=ax, label="mV", pad=0.02)
     return ax
 

@@ -9,6 +9,7 @@ __all__ = ['prepare_samples', 'prepare_record', 'find_records', 'Store', 'as_fol
 # %% ../nbs/06_store.ipynb #d472693d
 import errno
 import hashlib
+import html
 import json
 import os
 import re
@@ -85,6 +86,9 @@ def prepare_samples(
                    einthoven=round(float(einthoven), 1), hash=hashlib.blake2b(x.tobytes(), digest_size=12).hexdigest())
 
 # %% ../nbs/06_store.ipynb #2661e70f
+_FORMULA = "=+-@"   # a spreadsheet takes a cell that begins with one of these for a formula
+
+
 def prepare_record(
     path,                       # the header file
     denoise: bool = False,      # remove what lies below 0.5 Hz (baseline wander), without phase shift
@@ -93,9 +97,10 @@ def prepare_record(
 ) -> tuple:                     # (T, 12) int16 µV at 100 Hz, and a dict of what `records.csv` says of the record
     "One file, ready for the store; `EcgmmError` says why it cannot be taken, any other error is not the file's fault."
     r = read_record(path, derive)
+    if r.name[0] in _FORMULA: raise EcgmmError(f"{path}: the name {r.name!r} in the header begins like a formula of a spreadsheet: change it")
     try: x, facts = prepare_samples(r.x, r.fs, denoise, max_missing)
     except EcgmmError as e: raise EcgmmError(f"{path}: {e}") from None
-    return x, dict(name=r.name, age=r.age, sex=r.sex, labelled=int(bool(r.codes)), codes=" ".join(r.codes), **facts)
+    return x, dict(name=r.name, age=r.age, sex=r.sex, labelled=int(bool(r.codes)), codes=" ".join(c.lstrip(_FORMULA) for c in r.codes), **facts)
 
 # %% ../nbs/06_store.ipynb #d5e9dadb
 _VERSION = 1                         # of the store's layout and preprocessing
@@ -106,7 +111,11 @@ def find_records(
 ) -> tuple:    # headers (list of paths relative to `root`), and what cannot be used as a dict of path -> reason
     "All WFDB headers below a folder, in a fixed order, and the signal files and folders that no header makes readable."
     root, headers, signals, lost = Path(root), [], [], {}
-    named = lambda path: str(path) if str(path).isprintable() else ascii(str(path))
+    def named(path):
+        "A path as a table can hold it: printable, and no formula of a spreadsheet."
+        text = str(path) if str(path).isprintable() else ascii(str(path))
+        return f"./{text}" if text[0] in _FORMULA else text
+    ecg = lambda f: f.lower().endswith((".hea", ".mat", ".dat"))
     def blame(e):
         if not file_fault(e): raise e                                            # too many open files: nothing may be left out for that
         lost[named(os.path.relpath(e.filename, root))] = f"the folder cannot be listed: {e.strerror}"
@@ -116,14 +125,16 @@ def find_records(
         lost |= {named(at / d): "a folder with the name of a header" for d in inner if d.lower().endswith(".hea")}
         lost |= {named(at / d): "a link to a folder is not followed" for d in inner if (Path(folder) / d).is_symlink()}
         strange = [f for f in files if not str(at / f).isprintable()]           # not UTF-8, or with control characters: no table could hold it
-        lost |= {named(at / f): "the path has characters that cannot be printed: rename it" for f in strange if f.lower().endswith((".hea", ".mat", ".dat"))}
-        files = [f for f in files if f not in strange]
+        lost |= {named(at / f): "the path has characters that cannot be printed: rename it" for f in strange if ecg(f)}
+        formula = [f for f in files if f not in strange and ecg(f) and any(part[0] in _FORMULA for part in (at / f).parts)]
+        lost |= {named(at / f): "the path has a name that begins like a formula of a spreadsheet (= + - @): rename it" for f in formula}
+        files = [f for f in files if f not in strange and f not in formula]
         pipes = [f for f in files if f.endswith(".hea") and os.path.exists(root / at / f) and not os.path.isfile(root / at / f)]
         lost |= {str(at / f): "a pipe or device with the name of a header" for f in pipes}       # reading it would wait for ever
         headers += [at / f for f in files if f.endswith(".hea") and f not in pipes]
         signals += [at / f for f in files if f.endswith((".mat", ".dat"))]
         lost |= {str(at / f): "the suffix must be in lower case (.hea, .mat, .dat): rename it" for f in files
-                 if f.lower().endswith((".hea", ".mat", ".dat")) and not f.endswith((".hea", ".mat", ".dat"))}
+                 if ecg(f) and not f.endswith((".hea", ".mat", ".dat"))}
     known = {h.with_suffix("") for h in headers}
     lost |= {str(s): "a signal file without a header" for s in signals if s.with_suffix("") not in known}
     return sorted(headers), lost
@@ -311,9 +322,19 @@ def source_table(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def _plain(text):
+    "Text of a stranger in Markdown: no markup, no column of a table."
+    return html.escape(" ".join(str(text).split()), quote=False).replace("|", r"\|").replace("`", r"\`")
+
+
+def _code(text):
+    "Text of a stranger as a code span, or, with ticks or markup in it, as plain text."
+    return f"`{text}`" if _plain(text) == text else _plain(text)
+
+
 def _markdown(table):
     "A small data frame as a Markdown table."
-    lines = [["", *map(str, table.columns)], ["---"] * (table.shape[1] + 1)] + [[str(i), *map(str, r)] for i, r in zip(table.index, table.to_numpy())]
+    lines = [["", *map(_plain, table.columns)], ["---"] * (table.shape[1] + 1)] + [[_plain(i), *map(_plain, r)] for i, r in zip(table.index, table.to_numpy())]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -329,12 +350,12 @@ def data_card(
     unknown = codes[~codes.isin(list(code_names()))].value_counts()
     pairs = r[r["hash"].duplicated(keep=False)].groupby("hash")
     disagree = sum(len(set(map(tuple, g[list(ABBREVIATIONS)].to_numpy()))) > 1 for _, g in pairs)
-    parts = [f"# Data card of `{store.folder.name}`", f"{len(r)} recordings, {len(skipped)} files skipped, {store.meta['n_folds']} folds over {store.groups.max() + 1 if len(r) else 0} groups. "
+    parts = [f"# Data card of {_code(store.folder.name)}", f"{len(r)} recordings, {len(skipped)} files skipped, {store.meta['n_folds']} folds over {store.groups.max() + 1 if len(r) else 0} groups. "
              f"Samples: int16 µV at {FS} Hz, leads {', '.join(LEADS)}; {'baseline removed (0.5 Hz high-pass)' if store.meta['options']['denoise'] else 'no filter but the anti-aliasing one'}.",
              "## Sources", _markdown(source_table(r)), "## Scored classes", _markdown(counts),
-             f"## Identical samples under two names\n\n{len(pairs)} sets, {disagree} of them with different labels: " + ("; ".join(" = ".join(g["name"]) for _, g in pairs) or "none"),
-             "## Codes outside the Challenge's tables\n\n" + (", ".join(f"{c} ({n})" for c, n in unknown.items()) or "none"),
-             "## Skipped\n\n" + ("\n".join(f"- `{p}`: {why}" for p, why in skipped.to_numpy()[:100]) or "nothing")]
+             f"## Identical samples under two names\n\n{len(pairs)} sets, {disagree} of them with different labels: " + ("; ".join(" = ".join(map(_plain, g["name"])) for _, g in pairs) or "none"),
+             "## Codes outside the Challenge's tables\n\n" + (", ".join(f"{_plain(c)} ({n})" for c, n in unknown.items()) or "none"),
+             "## Skipped\n\n" + ("\n".join(f"- {_code(p)}: {_plain(why)}" for p, why in skipped.to_numpy()[:100]) or "nothing")]
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/06_store.ipynb #071b73a0
