@@ -328,9 +328,8 @@ def _plain(text):
 
 
 def _code(text):
-    "Text of a stranger as a code span, whatever ticks are in it."
-    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
+    "Text of a stranger as a code span, or, with ticks or markup in it, as plain text."
+    return f"`{text}`" if _plain(text) == text else _plain(text)
 
 
 def _markdown(table):
