@@ -111,11 +111,9 @@ def _ends(best_by):
 
 
 def _files(best_by, phases):
-    "All files that a run may have."
+    "All files that training may leave; what is decided later is added then."
     inside = [f"model{end}/{name}" for end in _ends(best_by).values() for name in ("model.safetensors", "config.json", "README.md", "decision.json", "run.json")]
-    beside = [f"{name}{end}" for end in _ends(best_by).values() for name in ("predictions", "thresholds", "thresholds-paper")]
-    beside = [name + (".npz" if name.startswith("predictions") else ".json") for name in beside]
-    return [*inside, *beside, "training/paper.npz", *(f"training/{phase}{name}" for phase in phases for name in ("checkpoint.safetensors", "history.jsonl"))]
+    return [*inside, *(f"predictions{end}.npz" for end in _ends(best_by).values()), "training/paper.npz", *(f"training/{phase}{name}" for phase in phases for name in ("checkpoint.safetensors", "history.jsonl"))]
 
 
 def _phases(settings, still):

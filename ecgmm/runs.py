@@ -133,9 +133,11 @@ def _holder(lock):
     "What a lock says; {} while it is written, None where there is none or its process is gone."
     try: text, age = lock.read_text(), time.time() - lock.stat().st_mtime
     except FileNotFoundError: return None
+    if not text: return {} if age < _STARTING else None
     try: holder = json.loads(text)
-    except ValueError: return {} if age < _STARTING else None
-    return holder if isinstance(holder, dict) and _alive(holder) else None
+    except ValueError: holder = None
+    if not isinstance(holder, dict) or not {"pid", "host", "started"} <= holder.keys(): raise EcgmmError(f"{lock} is there already and is not a lock of ours: give another folder")
+    return holder if _alive(holder) else None
 
 
 def _take(lock):
@@ -188,9 +190,12 @@ def finished(
     "The marker of a finished run; an error that says what the folder is instead."
     told = read_marker(folder)
     if not told: raise EcgmmError(f"{folder}: a folder with a finished {kind} is needed, this one " + (f"has no {MARKER} of ours" if Path(folder).is_dir() else "is not there"))
-    if told["kind"] != kind: raise EcgmmError(f"{folder}: a {kind} is needed, this is a {told['kind']}")
+    if told["kind"] != kind: raise EcgmmError(f"{folder}: {_a(kind)} is needed, this is {_a(told['kind'])}")
     if told["state"] != "done": raise EcgmmError(f"{folder}: this {kind} is not finished; the command that began it goes on with it")
     return told
+
+
+def _a(kind): return f"a{'n' * (kind[0] in 'aeiou')} {kind}"
 
 
 def _foreign(folder):
@@ -202,7 +207,7 @@ def _admit(folder, kind, identity, files, defaults, overwrite, beside):
     "The marker that is there, if this call may work on it; an error before anything is touched, if not."
     if folder.exists() and not folder.is_dir(): raise EcgmmError(f"{folder}: a folder is needed, this is a file")
     told = read_marker(folder)
-    if not told and not beside and folder.is_dir() and (name := _foreign(folder)): raise EcgmmError(f"{folder} is there already and is not a {kind} of ours, it holds {name}: give another folder")
+    if not told and not beside and folder.is_dir() and (name := _foreign(folder)): raise EcgmmError(f"{folder} is there already and is not {_a(kind)} of ours, it holds {name}: give another folder")
     needed = {*files} - {*told["files"]} if told else {MARKER, *(Path(name).parts[0] for name in files)}
     for name in sorted(needed):
         if os.path.lexists(folder / name): raise EcgmmError(f"{folder / name} is there already and was not made by this command: give another folder")

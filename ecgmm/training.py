@@ -318,13 +318,14 @@ def begin_together(
     say: bool = False,          # print a line where it is done already
 ) -> Run:                       # in all but the main process one that writes nothing
     "Begin a run in one process or in several; an error of the main process is raised in all."
-    run, told = None, [None]
+    run, error = None, None
     if accelerator.is_main_process:
         try: run = Run.begin(folder, kind, identity, files, overwrite=overwrite, say=say)
-        except EcgmmError as e: told = [str(e)]
-    broadcast_object_list(told)
+        except Exception as e: error = e
+    told = broadcast_object_list([error and str(error)])
+    if error: raise error
     if told[0] is not None: raise EcgmmError(told[0])
-    return run or Run.begin(folder, kind, identity, files, main=False)
+    return run or Run.begin(folder, kind, identity, files, overwrite=overwrite, main=False)
 
 # %% ../nbs/11_training.ipynb #812b100e
 def processes() -> tuple:  # the number of this process, from 0, and how many there are

@@ -314,3 +314,11 @@ def test_a_damaged_store_says_so(tmp_path):
         with pytest.raises(ValueError, match=said): Store(copy)
     (store.folder / "shard-000.npy").write_bytes(b"\x93NUMPY garbage")
     with pytest.raises(ValueError): Store(store.folder)
+
+
+def test_a_source_alone_has_its_folders_name(tmp_path):
+    "Prepared with the others or by itself, from its folder or from a part of it, a recording's source is the same."
+    root = tmp_path / "challenge-2020"
+    for k in range(6): write_record(root / "training" / "georgia" / f"g{k % 2 + 1}", record(f"E{k:04d}", k))
+    for n, start in enumerate((root, root / "training", root / "training" / "georgia", root / "training" / "georgia" / "g1")):
+        assert set(prepare(start, tmp_path / f"store-{n}", progress=False).records["source"]) == {"georgia"}
