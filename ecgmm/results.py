@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 
 import ecgmm
 from . import __version__
-from .command import EcgmmError, command, listed
+from .command import EcgmmError, command, listed, progress as progress_bar
 from .comparison import results_file, save_comparison, study_part
 from .data import ABBREVIATIONS, FS
 from .fusion import load_classifier
@@ -236,31 +236,40 @@ def write_report(
     folder,                 # where `index.html` and `sources.csv` go
     title: str = "ecgmm",   # heading
     note: str = "",         # a sentence under it
+    progress: bool = False, # show a bar
 ) -> Path:                  # the page
     "Scores by both protocols, published numbers, curves, classes, sources, gates, thresholds, recordings and data on one page."
     out, folder, esc = Path(out), Path(folder), html.escape
     scores, where = read_scores(out), circumstances()
     folds = numbered(scores)
     if folds.empty: raise EcgmmError(f"write_report: a study with a numbered fold is needed, {out} has left-out sources alone; their figures are in scores.csv")
-    sources = source_scores(store, out, scores)
-    parts = [f"<h1>{esc(title)}</h1><p class='note'>{esc(note)}</p>",
-             f"<p>{len(store)} recordings from {store.records['source'].nunique()} sources in {store.meta['n_folds']} folds; tested on {_named('fold', folds['fold'])}, trained with {_named('seed', scores['seed'])}. "
-             "Weights from <b>train</b>, epoch, calibration and thresholds from <b>tune</b>, figures on <b>test</b>.</p>",
-             "<h2>Scores</h2>", _table(summary(scores)), "<p class='note'>Mean ± standard deviation over runs; macro means over the classes that a test fold has. <i>average</i>: the mean of the two single classifiers; "
-             "<i>concat</i>, <i>gate</i>: trained together, without and with the paper's gate; <i>balanced</i>: a gate that decides late, and a head for each branch.</p>",
-             "<h3>The same by the paper's protocol: optimistic</h3>", _table(summary(scores, "paper")), "<p class='note'>Epoch and thresholds (five values per class, one class at a time, not calibrated) chosen on the fold that is reported.</p>",
-             _figure(plot_protocols(folds), "What the choice on the reported fold pretends: the distance between the two marks."),
-             "<h3>Numbers to beat</h3>", _table(published(), index=False).replace('class="scroll"', 'class="scroll prose"'), "<p class='note'>Of other data, or of more: each with its protocol and where it stands.</p>",
-             "<h2>Training</h2>", _figure(plot_curves(out, folds), "A line per run, dashed where the encoder was pre-trained (its first epochs stand still); the dot marks the epoch with the best AUROC on tune."),
-             "<h2>Classes</h2>", _figure(plot_classes(out, scores), "The number under a class is how many test recordings have it; bars are 95 % intervals over recordings.")]
-    if (gates := plot_gates(store, out, scores)) is not None: parts += ["<h2>The gate</h2>", _figure(gates, "Weight of the signal against the spectrogram, by class: mean and middle half of the test recordings.")]
-    if (thresholds := _thresholds_picture(out, scores)) is not None: parts += ["<h2>Thresholds</h2>", _figure(thresholds, "Challenge score on tune against the threshold of each class, the others at their chosen values.")]
-    parts += ["<h2>Sources</h2>", _by_source(sources), "<p class='note'>Test recordings of all folds together; the interval of 95 % is over patients where they are known, else recordings. All figures are in sources.csv.</p>"]
-    if len(left := left_out(scores)): parts += ["<h3>Sources that were left out of training</h3>", _table(left, index=False)]
-    parts += ["<h2>Recordings of the test fold</h2>", _examples(store, out, scores), "<h2>Data</h2>", _table(source_table(store.records).T),
-              f"<h2>How this was made</h2><p class='note'>{esc('; '.join(f'{k}: {v}' for k, v in where.items()))}. Fine-tuning and fusion took {folds[folds['model'] != 'average']['seconds'].sum():.0f} s. "
-              f"Folds: grouped by identical samples and by patient where one is known ({int((store.records['patient'] != '').sum())} of {len(store)} recordings), stratified by label.</p>", "<p class='note'>For research and teaching. Not a medical device.</p>"]
-    page = f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{esc(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    parts, title, note = [], esc(title), esc(note)
+    with progress_bar(7, "parts", "report", progress) as bar:
+        def add(*more):
+            parts.extend(more)
+            bar.update()
+        add(f"<h1>{title}</h1><p class='note'>{note}</p>",
+            f"<p>{len(store)} recordings from {store.records['source'].nunique()} sources in {store.meta['n_folds']} folds; tested on {_named('fold', folds['fold'])}, trained with {_named('seed', scores['seed'])}. "
+            "Weights from <b>train</b>, epoch, calibration and thresholds from <b>tune</b>, figures on <b>test</b>.</p>",
+            "<h2>Scores</h2>", _table(summary(scores)), "<p class='note'>Mean ± standard deviation over runs; macro means over the classes that a test fold has. <i>average</i>: the mean of the two single classifiers; "
+            "<i>concat</i>, <i>gate</i>: trained together, without and with the paper's gate; <i>balanced</i>: a gate that decides late, and a head for each branch.</p>",
+            "<h3>The same by the paper's protocol: optimistic</h3>", _table(summary(scores, "paper")), "<p class='note'>Epoch and thresholds (five values per class, one class at a time, not calibrated) chosen on the fold that is reported.</p>",
+            _figure(plot_protocols(folds), "What the choice on the reported fold pretends: the distance between the two marks."),
+            "<h3>Numbers to beat</h3>", _table(published(), index=False).replace('class="scroll"', 'class="scroll prose"'), "<p class='note'>Of other data, or of more: each with its protocol and where it stands.</p>",
+            "<h2>Training</h2>", _figure(plot_curves(out, folds), "A line per run, dashed where the encoder was pre-trained (its first epochs stand still); the dot marks the epoch that is kept, the best by AUROC on tune."))
+        add("<h2>Classes</h2>", _figure(plot_classes(out, scores), "The number under a class is how many test recordings have it; bars are 95 % intervals over recordings."))
+        gates = plot_gates(store, out, scores)
+        add(*(["<h2>The gate</h2>", _figure(gates, "Weight of the signal against the spectrogram, by class: mean and middle half of the test recordings.")] if gates is not None else []))
+        thresholds = _thresholds_picture(out, scores)
+        add(*(["<h2>Thresholds</h2>", _figure(thresholds, "Challenge score on tune against the threshold of each class, the others at their chosen values.")] if thresholds is not None else []))
+        sources, left = source_scores(store, out, scores), left_out(scores)
+        add("<h2>Sources</h2>", _by_source(sources), "<p class='note'>Test recordings of all folds together; the interval of 95 % is over patients where they are known, else recordings. All figures are in sources.csv.</p>",
+            *(["<h3>Sources that were left out of training</h3>", _table(left, index=False)] if len(left) else []))
+        add("<h2>Recordings of the test fold</h2>", _examples(store, out, scores))
+        add("<h2>Data</h2>", _table(source_table(store.records).T),
+            f"<h2>How this was made</h2><p class='note'>{esc('; '.join(f'{k}: {v}' for k, v in where.items()))}. Fine-tuning and fusion took {folds[folds['model'] != 'average']['seconds'].sum():.0f} s. "
+            f"Folds: grouped by identical samples and by patient where one is known ({int((store.records['patient'] != '').sum())} of {len(store)} recordings), stratified by label.</p>", "<p class='note'>For research and teaching. Not a medical device.</p>")
+    page = f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
     with Run.begin(folder, "report", {}, ["index.html", "sources.csv"], renew=True) as run:
         run.write("sources.csv", sources.round(4).to_csv(index=False))
         run.write("index.html", page)
@@ -324,7 +333,7 @@ def ecgmm_reproduce(
     scores = study(prepared, out, wanted, listed(models), listed(arms), listed(seeds, int), others, settings, best_by, search, calibration, (i, n), cpu=cpu)
     if n > 1: return print(f"part {part} is done; a call without --part gathers all parts")
     _write_tables(prepared, out, read_scores(out), where)
-    page = write_report(prepared, out, Path(out) / "report", f"Study of {Path(store).name}", f"{size} networks; arms {arms}.")
+    page = write_report(prepared, out, Path(out) / "report", f"Study of {Path(store).name}", f"{size} networks; arms {arms}.", progress=True)
     print(summary(scores).to_string())
     print(f"\nby the paper's protocol, optimistic:\n{summary(scores, 'paper').to_string()}")
     print(f"\n{out}: scores.csv, answers.csv and .npz (ranks, for paired intervals), classes.csv, searches.csv\nreport: {page}, beside it sources.csv")
@@ -360,6 +369,6 @@ def ecgmm_demo(
     for m in ("signal", "spectrogram"): settings[m]["pretrain"] |= dict(batch_size=64)
     scores = study(store, out / "study", [as_fold(k) for k in listed(folds)], [m for m in MODELS if m != "balanced"], seeds=(seed,), settings=settings, cpu=not torch.cuda.is_available())
     page = write_report(store, out / "study", out / "report", "ecgmm on simulated recordings",
-                        f"{n} recordings of a simulator, not of patients: this shows that the parts work together, and nothing about hearts.")
+                        f"{n} recordings of a simulator, not of patients: this shows that the parts work together, and nothing about hearts.", progress=True)
     print(summary(scores).to_string())
     print(f"\n{time.time() - start:.0f} s. Open {page}")

@@ -160,7 +160,7 @@ def _take(lock):
 
 # %% ../nbs/00_runs.ipynb #b0000016
 MARKER, _FORMAT = "run.json", "ecgmm run 1"
-_FIELDS = dict(kind=str, identity=dict, state=str, files=list, stale=list, result=dict)   # of a marker
+_FIELDS = dict(kind=str, identity=dict, state=str, files=list, whole=list, stale=list, result=dict)   # of a marker
 
 
 def _inside(name):
@@ -171,7 +171,7 @@ def _inside(name):
 
 def read_marker(
     folder,          # any folder
-) -> dict:           # "kind", "identity", "state" ("begun" or "done"), "files", "result"; {} where it is no run of ours
+) -> dict:           # "kind", "identity", "state" ("begun" or "done"), "files" (ours), "whole" (of these what a finished run must have), "result"; {} where it is no run of ours
     "What a folder says of itself."
     file = Path(folder) / MARKER
     try: told = json.loads(file.read_text(encoding="utf-8"))
@@ -180,7 +180,7 @@ def read_marker(
     except (ValueError, RecursionError): return {}
     if not isinstance(told, dict) or told.get("format") != _FORMAT: return {}
     if not all(isinstance(told.get(field), kind) for field, kind in _FIELDS.items()): return {}
-    return told if all(isinstance(name, str) and _inside(name) for name in told["files"] + told["stale"]) else {}
+    return told if all(isinstance(name, str) and _inside(name) for name in told["files"] + told["whole"] + told["stale"]) else {}
 
 
 def finished(
@@ -211,7 +211,7 @@ def _admit(folder, kind, identity, files, defaults, overwrite, beside):
     needed = {*files} - {*told["files"]} if told else {MARKER, *(Path(name).parts[0] for name in files)}
     for name in sorted(needed):
         if os.path.lexists(folder / name): raise EcgmmError(f"{folder / name} is there already and was not made by this command: give another folder")
-    if not told: return dict(state="new", files=[], stale=[], result={}, identity={})
+    if not told: return dict(state="new", files=[], whole=[], stale=[], result={}, identity={})
     if told["kind"] != kind: raise EcgmmError(f"{folder} is there already and is of another kind ({told['kind']}, not {kind}): give another folder")
     if not overwrite and (found := _difference((defaults or {}) | told["identity"], identity)):
         field, old, new = found
@@ -229,7 +229,8 @@ class Run:
         self._know(told)
 
     def _know(self, told):
-        self.state, self.files, self.stale, self.result = told["state"], set(told["files"]), told["stale"], told["result"]
+        self.state, self.files, self.whole, self.stale, self.result = told["state"], set(told["files"]), told["whole"], told["stale"], told["result"]
+        if self.done and not all(os.path.lexists(self.folder / name) for name in self.whole): self.state = "begun"   # somebody took a part away: it is made again
 
     @classmethod
     def begin(cls,
@@ -279,7 +280,7 @@ class Run:
     def _start(self, files, replace):
         "Note what will be ours, and take away what is replaced: in this order, so that a kill in between is noticed."
         if replace: self.stale = sorted(self.files)
-        self.state, self.result = "begun", {}
+        self.state, self.whole, self.result = "begun", [], {}
         self.files.update(files)
         self._note()
         if self.stale:
@@ -325,18 +326,19 @@ class Run:
         if not self.main: return
         self._remove([n for n in names if n in self.files])
         self.files.difference_update(names)
+        self.whole = [n for n in self.whole if n in self.files]
         self._note()
 
     def finish(self,
         result: dict = None,   # figures worth keeping with the folder, for `plain`
     ) -> dict:                 # the same, as it was written
         "All files are there: the run is done."
-        self.state, self.result = "done", plain(result or {})
+        self.state, self.whole, self.result = "done", sorted(name for name in self.files if os.path.lexists(self.folder / name)), plain(result or {})
         if self.main: self._note()
         return self.result
 
     def _note(self):
-        told = dict(format=_FORMAT, ecgmm=__version__, kind=self.kind, state=self.state, identity=self.identity, result=self.result, files=sorted(self.files), stale=self.stale)
+        told = dict(format=_FORMAT, ecgmm=__version__, kind=self.kind, state=self.state, identity=self.identity, result=self.result, files=sorted(self.files), whole=self.whole, stale=self.stale)
         write_whole(self.folder / MARKER, json.dumps(told, indent=1, allow_nan=False) + "\n")
 
     def _leftovers(self):
