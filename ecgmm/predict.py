@@ -434,9 +434,9 @@ def _whole(out):
             f.flush(); os.fsync(f.fileno()); f.close()
             _settle(part, out)
     finally:
-        try: f.close()
-        except (OSError, UnboundLocalError): pass       # what went wrong first is what counts
-        part.unlink(missing_ok=True)
+        for clean in (lambda: f.close(), lambda: part.unlink(missing_ok=True)):
+            try: clean()
+            except (OSError, NameError): pass           # what went wrong first is what counts
 
 
 def _cell(value):
