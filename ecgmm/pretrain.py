@@ -191,7 +191,7 @@ def pretrain(
             left_out, last = _left_out(store, fold, unlabelled, rows, transductive), {k: v for k, v in history[-1].items() if k != "seconds" and np.isfinite(v)}
             save_model(run.folder / "model", Backbone(learner.front, learner.encoder), config | dict(pretraining=settings | dict(last=last), folds=folds, preprocessing=store.meta["options"],
                        store_version=store.meta["version"], seen=told, left_out=left_out, trained_on=dict(recordings=len(seen), sources=sorted(seen["source"].unique()))), overwrite=True)
-            run.finish(dict(seen=told, left_out=left_out, last=last))
+            run.finish(dict(seen=told, left_out=left_out, last=last), spare=["training/checkpoint.safetensors"])
         accelerator.wait_for_everyone()
         return history
 
