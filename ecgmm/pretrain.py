@@ -116,6 +116,7 @@ def _check(stores, rows, accelerator, **numbers):
     "All that can be wrong with a call, before anything is touched; `numbers` are (value, least)."
     for name, (value, least) in numbers.items():
         if not value >= least: raise EcgmmError(f"pretrain: {name} of at least {least} is needed, got {value}")
+    if not numbers["seed"][0] < 2**32: raise EcgmmError(f"pretrain: a seed below 2**32 is needed, got {numbers['seed'][0]}")
     if accelerator.scaler is not None: raise EcgmmError(f"pretrain: accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: 'no' or 'bf16' is needed")
     for other in stores[1:]:
         if other.meta["options"] != stores[0].meta["options"]: raise EcgmmError(f"pretrain: stores prepared alike are needed, {stores[0].folder} has {stores[0].meta['options']}, {other.folder} {other.meta['options']}")
