@@ -144,6 +144,7 @@ def _check_training(settings):
     w = settings
     for name, least in dict(epochs=1, batch_size=1, per_record=1, min_steps=0, freeze_epochs=0, weight_decay=0, encoder_rate=0, seed=0).items():
         if not w[name] >= least: raise EcgmmError(f"{name} must be at least {least}, got {w[name]}" + (": at least one epoch is needed" if name == "epochs" else ""))
+    if not w["seed"] < 2**32: raise EcgmmError(f"a seed below 2**32 is needed, got {w['seed']}")
     if not w["lr"] > 0: raise EcgmmError(f"a learning rate lr above 0 is needed, got {w['lr']}")
     if w["precision"] not in ("no", "bf16"): raise EcgmmError(f"a precision 'no' (float32) or 'bf16' is needed, got {w['precision']!r}")
     if w["best_by"] not in CHOICES: raise EcgmmError(f"best_by 'auroc' or 'auprc' is needed, got {w['best_by']!r}")
@@ -208,7 +209,7 @@ def _train_classifier(store, run, fold, rows, everyone, phases, config, start, s
     folds = store.held_out(fold) | dict(sizes={role: len(r) for role, r in rows.items()})
     about = config | dict(folds=folds, preprocessing=store.meta["options"], trained_on=sorted(store.records["source"].iloc[rows["train"]].unique()))
     results = {figure: _publish(store, run, model, figure, end, rows, y, windows, phases, about | dict(settings=w | dict(best_by=figure)), accelerator) for figure, end in ends.items()}
-    run.finish(results[w["best_by"]])
+    run.finish(results[w["best_by"]], spare=[f"training/{phase}checkpoint.safetensors" for phase in phases])   # they are large, and of use to go on only
 
 
 def _publish(store, run, model, figure, end, rows, y, windows, phases, about, accelerator):

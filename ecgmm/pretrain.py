@@ -116,6 +116,7 @@ def _check(stores, rows, accelerator, **numbers):
     "All that can be wrong with a call, before anything is touched; `numbers` are (value, least)."
     for name, (value, least) in numbers.items():
         if not value >= least: raise EcgmmError(f"pretrain: {name} of at least {least} is needed, got {value}")
+    if not numbers["seed"][0] < 2**32: raise EcgmmError(f"pretrain: a seed below 2**32 is needed, got {numbers['seed'][0]}")
     if accelerator.scaler is not None: raise EcgmmError(f"pretrain: accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: 'no' or 'bf16' is needed")
     for other in stores[1:]:
         if other.meta["options"] != stores[0].meta["options"]: raise EcgmmError(f"pretrain: stores prepared alike are needed, {stores[0].folder} has {stores[0].meta['options']}, {other.folder} {other.meta['options']}")
@@ -191,7 +192,7 @@ def pretrain(
             left_out, last = _left_out(store, fold, unlabelled, rows, transductive), {k: v for k, v in history[-1].items() if k != "seconds" and np.isfinite(v)}
             save_model(run.folder / "model", Backbone(learner.front, learner.encoder), config | dict(pretraining=settings | dict(last=last), folds=folds, preprocessing=store.meta["options"],
                        store_version=store.meta["version"], seen=told, left_out=left_out, trained_on=dict(recordings=len(seen), sources=sorted(seen["source"].unique()))), overwrite=True)
-            run.finish(dict(seen=told, left_out=left_out, last=last))
+            run.finish(dict(seen=told, left_out=left_out, last=last), spare=["training/checkpoint.safetensors"])
         accelerator.wait_for_everyone()
         return history
 

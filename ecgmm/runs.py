@@ -122,21 +122,43 @@ def _difference(old, new, where=""):
 _LOCK, _STARTING = "run.lock", 10.0   # the lock's name; s in which an empty lock is one that is being written
 
 
+def _text(path):
+    try: return Path(path).read_text().strip()
+    except OSError: return ""
+
+
+def _started(pid):
+    "When a process began: clock ticks since the machine's start, where these can be read, else seconds; None where it is gone."
+    if fields := _text(f"/proc/{pid}/stat").rpartition(")")[2].split(): return int(fields[19])
+    try: return psutil.Process(pid).create_time()
+    except psutil.Error: return None
+
+
+def _me():
+    "This process, for others to recognise: its machine since the last start, and the space in which its number counts."
+    try: space = os.readlink("/proc/self/ns/pid")
+    except OSError: space = ""
+    return dict(pid=os.getpid(), host=socket.gethostname(), started=_started(os.getpid()), boot=_text("/proc/sys/kernel/random/boot_id"), space=space)
+
+
 def _alive(holder):
-    "Is the process of a lock still there? On another machine nobody knows, so it is."
-    if holder.get("host") != socket.gethostname(): return True
-    try: return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 2
-    except (psutil.Error, KeyError, TypeError, ValueError): return False
+    "Is the process of a lock still there? On another machine, or in another container of this one, nobody knows, so it is."
+    here = _me()
+    if holder["host"] != here["host"]: return True
+    if holder.get("boot") != here["boot"]: return False
+    if holder.get("space") != here["space"]: return True
+    started = _started(holder["pid"]) if isinstance(holder["pid"], int) else None
+    return started is not None and isinstance(holder["started"], (int, float)) and abs(started - holder["started"]) < 2
 
 
 def _holder(lock):
     "What a lock says; {} while it is written, None where there is none or its process is gone."
-    try: text, age = lock.read_text(), time.time() - lock.stat().st_mtime
+    try: text, age = lock.read_bytes().strip(b"\0 \n"), time.time() - lock.stat().st_mtime
     except FileNotFoundError: return None
     if not text: return {} if age < _STARTING else None
     try: holder = json.loads(text)
     except ValueError: holder = None
-    if not isinstance(holder, dict) or not {"pid", "host", "started"} <= holder.keys(): raise EcgmmError(f"{lock} is there already and is not a lock of ours: give another folder")
+    if not isinstance(holder, dict) or not {"pid", "host", "started"} <= holder.keys(): raise EcgmmError(f"{lock} is there already and is not a lock of ours: give another folder, or delete it if it is of no use")
     return holder if _alive(holder) else None
 
 
@@ -144,13 +166,15 @@ def _take(lock):
     "Take the lock, or say who has it."
     for _ in range(3):
         try:
-            with open(lock, "x") as f: json.dump(dict(pid=os.getpid(), host=socket.gethostname(), started=psutil.Process().create_time()), f)
+            with open(lock, "x") as f: json.dump(_me(), f)
             return
         except FileExistsError: pass
+        except OSError:
+            lock.unlink(missing_ok=True)                    # a full disk: no empty lock stays
+            raise
         if (holder := _holder(lock)) is not None:
             who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-            elsewhere = holder and holder["host"] != socket.gethostname()
-            raise EcgmmError(f"{lock.parent}: {who} is at work here" + (f"; if it is not, delete {lock}" if elsewhere else ""))
+            raise EcgmmError(f"{lock.parent}: {who} is at work here; if it is not, delete {lock}")
         gone = lock.with_name(f".{lock.name}.{os.getpid()}.part")
         try: os.rename(lock, gone)                          # of several only one succeeds with a given file
         except FileNotFoundError: continue
@@ -159,7 +183,7 @@ def _take(lock):
     raise EcgmmError(f"{lock.parent}: another process is at work here")
 
 # %% ../nbs/00_runs.ipynb #b0000016
-MARKER, _FORMAT = "run.json", "ecgmm run 1"
+MARKER, _FORMAT, _LARGEST = "run.json", "ecgmm run 1", 64 << 20   # bytes: of a database of 43,101 recordings it has 3 million
 _FIELDS = dict(kind=str, identity=dict, state=str, files=list, whole=list, stale=list, result=dict)   # of a marker
 
 
@@ -174,8 +198,9 @@ def read_marker(
 ) -> dict:           # "kind", "identity", "state" ("begun" or "done"), "files" (ours), "whole" (of these what a finished run must have), "result"; {} where it is no run of ours
     "What a folder says of itself."
     file = Path(folder) / MARKER
-    try: told = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError): return {}
+    try:
+        if not file.is_file() or file.stat().st_size > _LARGEST: return {}
+        told = json.loads(file.read_text(encoding="utf-8"))
     except OSError as e: raise file_error(file, e) from None
     except (ValueError, RecursionError): return {}
     if not isinstance(told, dict) or told.get("format") != _FORMAT: return {}
@@ -253,7 +278,10 @@ class Run:
         again = overwrite or renew
         if say and main and run.done and not again: print(f"{folder}: this {kind} is done already", file=sys.stderr)
         if not main or run.done and not again and not run._leftovers(): return run
-        run._lock()
+        try: run._lock()
+        except EcgmmError:
+            if run.done and not again: return run                            # only to be read: whatever is in the way of writing is in nobody's way
+            raise
         try:
             run._know(told := _admit(*asked))                                # once more: now nobody else changes it
             for half in run._leftovers(): half.unlink(missing_ok=True)
@@ -274,7 +302,12 @@ class Run:
         told = finished(folder, kind)
         run = cls(Path(folder), kind, told["identity"], told)
         run._lock()
-        for half in run._leftovers(): half.unlink(missing_ok=True)
+        try:
+            run._know(finished(folder, kind))                                # once more: now nobody else changes it
+            for half in run._leftovers(): half.unlink(missing_ok=True)
+        except BaseException:
+            run._release()
+            raise
         return run
 
     def _start(self, files, replace):
@@ -296,7 +329,8 @@ class Run:
     def __enter__(self): return self
 
     def __exit__(self, kind, error, trace):
-        if self._locked and error is not None and not any(os.path.lexists(self.folder / name) for name in self.files): self._remove([*sorted(self.files), MARKER])   # nothing was made: nothing is left, empty folders included
+        if self._locked and error is not None and not any(p.name not in (MARKER, _LOCK) for p in self.folder.rglob("*") if not p.is_dir()):
+            self._remove([*sorted(self.files), MARKER])                      # nothing was made: nothing is left, empty folders included
         self._release()
 
     def path(self,
@@ -331,9 +365,10 @@ class Run:
 
     def finish(self,
         result: dict = None,   # figures worth keeping with the folder, for `plain`
+        spare=(),              # names of files that may be taken away later: checkpoints
     ) -> dict:                 # the same, as it was written
         "All files are there: the run is done."
-        self.state, self.whole, self.result = "done", sorted(name for name in self.files if os.path.lexists(self.folder / name)), plain(result or {})
+        self.state, self.whole, self.result = "done", sorted(name for name in self.files - {*spare} if os.path.lexists(self.folder / name)), plain(result or {})
         if self.main: self._note()
         return self.result
 
@@ -370,7 +405,7 @@ class Run:
         if not self._locked: return
         self._locked = False
         try:
-            (self.folder / _LOCK).unlink(missing_ok=True)
+            if _text(self.folder / _LOCK) == json.dumps(_me()): (self.folder / _LOCK).unlink()
             if self._made and not any(self.folder.iterdir()): self.folder.rmdir()
         except OSError: pass                                                # the next call finds that this process is gone
 

@@ -108,7 +108,7 @@ def _figures(judged):
 # %% ../nbs/55_study.ipynb #65884365
 def study(
     store: Store,                        # a prepared database
-    out,                                 # folder for all stages and `scores.csv`, the table of all that is done with these settings; a stopped study continues here
+    out,                                 # folder for all stages and `scores.csv`, the table of all that is done (`asked` tells settings apart, those of the latest call come first); a stopped study continues here
     folds=(0,),                          # test folds, numbers or names of sources to leave out
     models=MODELS,                       # which, see `MODELS`
     arms=("scratch", "dino"),            # "scratch" and methods of pre-training
@@ -167,24 +167,28 @@ def study_run(
 
 
 def _write_scores(out, store, table):
-    "The rows of this call, and those of earlier calls with the same settings that it did not ask for."
+    "The rows of this call first, then what earlier calls did and this one did not ask for: with the same settings, and with others."
     with study_run(out, store) as run:
         if (out / "scores.csv").is_file():
-            earlier, key = read_scores(out), ["model", "arm", "fold", "seed"]
+            earlier, key = _all_scores(out), ["model", "arm", "fold", "seed", "asked"]
             new = set(map(tuple, table[key].to_numpy().tolist()))
-            kept = [r["asked"] == table["asked"].iloc[0] and tuple(r[key].tolist()) not in new and read_marker(out / r["judged"]).get("state") == "done" for _, r in earlier.iterrows()]
-            table = pd.concat([table, earlier[kept]]) if any(kept) else table
+            kept = np.array([tuple(r[key].tolist()) not in new and read_marker(out / r["judged"]).get("state") == "done" for _, r in earlier.iterrows()], bool)
+            table = pd.concat([table, earlier[kept]]) if kept.any() else table
         run.write("scores.csv", table.to_csv(index=False))
         run.finish()
 
 
+def _all_scores(out):
+    "The rows of all settings."
+    return pd.read_csv(Path(out) / "scores.csv", dtype={"fold": str}, keep_default_na=False, na_values=[""]).assign(fold=lambda t: t["fold"].map(as_fold))
+
+
 def read_scores(
     out,                 # folder of a study
-) -> pd.DataFrame:       # what `study` returned
+) -> pd.DataFrame:       # as `study` returns it: all that is done with the settings of the latest call
     "The table of a finished study."
-    file = Path(out) / "scores.csv"
-    if not file.is_file() or read_marker(out).get("kind") != "study": raise EcgmmError(f"read_scores: {out} has no scores.csv: not a study, or not finished")
-    return pd.read_csv(file, dtype={"fold": str}).assign(fold=lambda t: t["fold"].map(as_fold))
+    if not (Path(out) / "scores.csv").is_file() or read_marker(out).get("kind") != "study": raise EcgmmError(f"read_scores: {out} has no scores.csv: not a study, or not finished")
+    return _all_scores(out)[lambda t: t["asked"] == t["asked"].iloc[0]].reset_index(drop=True)
 
 # %% ../nbs/55_study.ipynb #9068aec6
 def numbered(

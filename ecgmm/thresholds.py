@@ -327,17 +327,18 @@ def choose(
     "Calibration and thresholds for a finished run: `thresholds.json` beside the model folder and, if nested, a decision in it; `thresholds-paper.json`, if not."
     folder = Path(folder)
     if protocol not in ("nested", "paper"): raise EcgmmError(f"choose: the protocol nested or paper is needed, got {protocol!r}")
-    where, predictions = chosen_files(folder, best_by)
-    tune, test, paper_prob = _read(predictions)
-    settings = dict(search=search, calibration=calibration, draws=draws, seed=seed)
-    if protocol == "nested": found = nested(tune, test, **settings)
-    else:
-        found = optimistic(test if paper_prob is None else (test[0], paper_prob), **settings)
-        found["epoch"] = "chosen on tune" if paper_prob is None else "chosen on test"
-    found |= {k: plain(found[k]) for k in ("tune", "test", "interval", "searches") if k in found} | dict(best_by=best_by)
-    end = "" if where.name == "model" else f"-{best_by}"
-    name = {"nested": f"thresholds{end}.json", "paper": f"thresholds-paper{end}.json"}[protocol]
-    with Run.reopen(folder, "classifier") as run:
+    with Run.reopen(folder, "classifier") as run:                          # nobody trains here meanwhile
+        where, predictions = chosen_files(folder, best_by)
+        tune, test, paper_prob = _read(predictions)
+        settings = dict(search=search, calibration=calibration, draws=draws, seed=seed)
+        if protocol == "nested": found = nested(tune, test, **settings)
+        else:
+            found = optimistic(test if paper_prob is None else (test[0], paper_prob), **settings)
+            found["epoch"] = "chosen on tune" if paper_prob is None else "chosen on test"
+        found |= {k: plain(found[k]) for k in ("tune", "test", "interval", "searches") if k in found} | dict(best_by=best_by)
+        end = "" if where.name == "model" else f"-{best_by}"
+        name = {"nested": f"thresholds{end}.json", "paper": f"thresholds-paper{end}.json"}[protocol]
+        run.path(name)                                                     # says beforehand if somebody else's file has this name
         if protocol == "nested": save_decision(where, decision_of(found))
         run.write(name, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found

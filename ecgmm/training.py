@@ -177,16 +177,21 @@ def _train_epoch(model, optimizer, batches, epoch, epochs, seeds, rate, clip, ac
     torch.manual_seed(_seed(*seeds, epoch, rank, 1))                                            # dropout draws from here
     for i, batch in _exactly(batches.epoch(_seed(*seeds, epoch), rank, world), n):
         step, lr = epoch * n + i, rate(epoch * n + i)
-        where = f"in epoch {epoch}, step {i} of {n} (both from 0), at rate {lr:.3g}; the weights are those before this step"
+        where = f"in epoch {epoch}, step {i} of {n} (both from 0), at rate {lr:.3g}; the parameters are those before this step"
         if hasattr(method, "before_step"): method.before_step(step, epochs * n)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
             if group["decays"] and hasattr(method, "weight_decay"): group["weight_decay"] = method.weight_decay(step, epochs * n)
-        loss, figures = model(batch, rng)
+        try: loss, figures = model(batch, rng)
+        except ValueError as e:
+            if "more than 1 value per channel" in str(e): raise EcgmmError("a batch of one is too small for batch norm: a batch_size of 2 or more is needed") from None
+            raise
         told = {"loss": accelerator.reduce(loss.detach(), "mean").item()} | {k: float(torch.as_tensor(v).detach()) for k, v in figures.items()}
         if not math.isfinite(told["loss"]): raise EcgmmError(f"fit: a finite loss is needed, got {told} {where}")
         accelerator.backward(loss)
-        if not math.isfinite(norm := _gradient_norm(optimizer, clip)): raise EcgmmError(f"fit: finite gradients are needed, their norm is {norm} (the loss is {told['loss']:.4g}) {where}")
+        if not math.isfinite(norm := _gradient_norm(optimizer, clip)):
+            optimizer.zero_grad()
+            raise EcgmmError(f"fit: finite gradients are needed, their norm is {norm} (the loss is {told['loss']:.4g}) {where}")
         if hasattr(method, "before_update"): method.before_update(step, epochs * n)
         optimizer.step()
         optimizer.zero_grad()
