@@ -276,8 +276,7 @@ def download(
     if not 1 <= connections <= 16: raise EcgmmError(f"download: 1 to 16 connections, got {connections}")
     base_url, told = base_url.rstrip("/") + "/", read_marker(out)
     if told.get("kind") == _KIND and (old := told["identity"].get("base_url")) != base_url: raise EcgmmError(f"{out} was filled from {old}, not from {base_url}: give another folder")
-    with Run.begin(out, _KIND, dict(base_url=base_url), beside=True) as run:       # never done: more sources may be wanted another time
-        run.path(_FAILED)                                                          # somebody else's file of this name is noticed now, not in the end
+    with Run.begin(out, _KIND, dict(base_url=base_url), [_FAILED], beside=True) as run:   # never done: more sources may be wanted another time; somebody else's list of failures is noticed now
         records, sums = list_records(out, base_url, sources, n_records, wait, run)
         done = _download_records(run, base_url, [record for rs in records.values() for record in rs], sums, connections, progress, wait)
         if done.whole == done.wanted: run.drop(_FAILED)
