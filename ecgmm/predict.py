@@ -625,20 +625,6 @@ def _put_picture(file, content):
         with suppress(OSError): part.unlink(missing_ok=True)
     return ""
 
-
-@contextmanager
-def _until_closed():
-    "A reader who has seen enough (`| head`) ends us without a word, as any command, with a shell's status for that."
-    try:
-        try: yield
-        finally:
-            if sys.stdout is not None: sys.stdout.flush()
-    except BrokenPipeError:
-        with open(os.devnull, "wb") as null:
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError, AttributeError): os.dup2(null.fileno(), stream.fileno())      # what is left to be said has nobody to hear it
-        sys.exit(128 + 13)                                                                                       # SIGPIPE
-
 # %% ../nbs/52_predict.ipynb #67854d25
 @command
 def ecgmm_predict(
@@ -658,11 +644,6 @@ def ecgmm_predict(
     "Judge recordings with a trained model: probabilities and decisions for 24 diagnoses, and one line for each file that cannot be judged."
     for option, given in dict(model=model, data=data, out=out, decision=decision).items():
         if given == "": raise EcgmmError(f"predict: --{option}: a name is needed, got an empty one")
-    with _until_closed(): _predict_all(model, data, out, format, picture, tolerate, fs, leads, unit, batch_size, cpu, decision)
-
-
-def _predict_all(model, data, out, format, picture, tolerate, fs, leads, unit, batch_size, cpu, decision):
-    "The command, as long as somebody listens."
     format = format or (Path(out).suffix[1:] if out and Path(out).suffix[1:] in FORMATS else "table")
     say = partial(print, file=sys.stderr if format != "table" and out is None else sys.stdout)
     judged, failed, taken, without, pictures = 0, [], set(), 0, Path(out).parent / "pictures" if out else Path("pictures")
