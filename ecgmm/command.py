@@ -7,6 +7,7 @@ __all__ = ['EcgmmError', 'progress', 'command', 'listed']
 
 # %% ../nbs/00_command.ipynb #affaec11
 import argparse
+import os
 import sys
 from functools import wraps
 from pathlib import Path
@@ -41,8 +42,8 @@ def progress(
     show: bool = True,   # False is silent
     initial: int = 0,    # how many were done before
 ):                       # a bar, to be used by `with`: `update(n)`, `set_description(text)`, `set_postfix(dict)`
-    "One line that changes on a terminal, a line every 15 s in a log; both with a rate and what is left."
-    common = dict(total=total, unit=f" {unit}", desc=what, initial=initial, disable=not show)
+    "One line that changes on a terminal, a line every 15 s in a log; both with a rate and what is left. None where `TQDM_DISABLE` is set."
+    common = dict(total=total, unit=f" {unit}", desc=what, initial=initial, disable=not show or bool(os.environ.get("TQDM_DISABLE")))
     if sys.stderr.isatty(): return tqdm(**common)
     if "ipykernel" in sys.modules: return notebook_tqdm(**common)
     words = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"

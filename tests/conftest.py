@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"                                                 # before PyTorch is imported: threads do not outlive a fork
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from try_versions import source_copy

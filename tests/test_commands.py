@@ -1,14 +1,12 @@
 "The way of a user: the commands, one after the other, in processes of their own."
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from patience import HANG
+from children import child
 
 from ecgmm.metrics import report
 from ecgmm.models import load_model
@@ -18,10 +16,10 @@ BIN = Path(sys.executable).parent
 
 
 def run(command, *args, cwd, fails=False):
-    done = subprocess.run([str(BIN / command), *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=HANG, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout + (done.stderr if fails else "")
+    status, out, err = child(command, *args, cwd=cwd).end()
+    assert (status != 0) == fails, out + err
+    assert "Traceback" not in err, err
+    return out + (err if fails else "")
 
 
 def test_from_files_to_a_scored_model(tmp_path):

@@ -1,39 +1,28 @@
 "Nothing of a user's is ever destroyed: what each command does in a folder that is not its own, is in use, was half made, or lies on a full disk. Each test guards a kind, over all that writes."
 import json
 import os
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from patience import HANG
+from children import child
 from safetensors.torch import load_file
 
+import ecgmm.finetune
+import ecgmm.pretrain
+import ecgmm.store
 from ecgmm.finetune import finetune
 from ecgmm.fusion import load_classifier
 from ecgmm.runs import finished, read_marker
 from ecgmm.store import Store, prepare
 from ecgmm.synthetic import synthesize
 from ecgmm.thresholds import choose
+from ecgmm.windows import Batches
 
 SMALL = dict(modality="spectrogram", encoder="se_resnet_small", epochs=1, batch_size=16, cpu=True)
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-COMMANDS = {"ecgmm_synthesize": "synthetic", "ecgmm_prepare": "store", "ecgmm_pretrain": "pretrain", "ecgmm_finetune": "finetune", "ecgmm_fuse": "fusion", "ecgmm_compare": "comparison", "ecgmm_reproduce": "results",
-            "ecgmm_thresholds": "thresholds"}
-
-
-def command(name, *words, before=""):
-    "A process of its own in which `before` has run."
-    code = f"import sys\nfrom ecgmm.{COMMANDS[name]} import {name}\n{before}\nsys.argv = [{name!r}, *sys.argv[1:]]\n{name}()"
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def said(process):
-    "Exit status and last words."
-    out, err = process.communicate(timeout=HANG)
-    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +58,7 @@ def test_in_a_folder_of_somebody_else(home, tmp_path, name):
         (other / mine).write_text("years of work")
     before = content(other)
     for more in ([], ["--overwrite"])[:1 if name in ("ecgmm_compare", "ecgmm_reproduce") else 2]:
-        status, _, err = said(command(name, *words(home, name, other), *more))
+        status, _, err = child(name, *words(home, name, other), *more).end()
         assert status == 1 and "is there already" in err and str(other) in err and "Traceback" not in err, err
         assert content(other) == before
 
@@ -85,30 +74,30 @@ def test_neighbours_of_a_folder_are_left_alone(home, tmp_path):
     for name in ("store.old", "store.part", ".store.1.part"): assert content(tmp_path / name) == {"thesis.txt": b"years of work"}
 
 
-PAUSED = """
-import ecgmm.{module}
-whole = ecgmm.{module}.{step}
-def waits(*args, **named):
-    print("at work", flush=True)
-    sys.stdin.readline()
-    return whole(*args, **named)
-ecgmm.{module}.{step} = waits
-"""
-INSIDE = {"ecgmm_prepare": ("store", "_finish"), "ecgmm_pretrain": ("pretrain", "fit"), "ecgmm_finetune": ("finetune", "fit"), "ecgmm_fuse": ("finetune", "fit")}
+INSIDE = {"ecgmm_prepare": (ecgmm.store, "_finish"), "ecgmm_pretrain": (ecgmm.pretrain, "fit"), "ecgmm_finetune": (ecgmm.finetune, "fit"), "ecgmm_fuse": (ecgmm.finetune, "fit")}
 
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_two_at_once(home, tmp_path, name):
     "The second is told who is at work, with the same options and with others; the first ends as if it had been alone."
     module, step = INSIDE[name]
-    first = command(name, *words(home, name, tmp_path / "x"), before=PAUSED.format(module=module, step=step))
-    for line in first.stdout:
-        if line == "at work\n": break
+    (at_work, says), (told, goes_on) = os.pipe(), os.pipe()
+    def paused():
+        whole = getattr(module, step)
+        def waits(*args, **named):
+            os.write(says, b"x")
+            os.read(told, 1)
+            return whole(*args, **named)
+        setattr(module, step, waits)
+    first = child(name, *words(home, name, tmp_path / "x"), before=paused)
+    os.close(says)
+    os.read(at_work, 1)                                                              # or its end, should it fail
     for more in ([], ["--seed", 1, "--overwrite"]):
-        status, _, err = said(command(name, *words(home, name, tmp_path / "x"), *more))
+        status, _, err = child(name, *words(home, name, tmp_path / "x"), *more).end()
         assert status == 1 and f"process {first.pid} on" in err and "is at work here" in err and "Traceback" not in err, err
-    first.stdin.write("\n")
-    status, out, err = said(first)
+    os.write(goes_on, b"x")
+    status, out, err = first.end()
+    for pipe in (at_work, told, goes_on): os.close(pipe)
     assert status == 0, err
     assert read_marker(tmp_path / "x")["state"] == "done" and not (tmp_path / "x" / "run.lock").exists()
     if name == "ecgmm_prepare": assert {n: c for n, c in content(tmp_path / "x").items() if n != "card.md"} == {n: c for n, c in content(home / "store").items() if n != "card.md"}   # the card has the folder's name
@@ -185,11 +174,10 @@ def test_killed_thresholds(home, tmp_path):
     swept(tmp_path, lambda f: shutil.copytree(home / "classifier", f), lambda f: choose(f, draws=20), every=1)
 
 
-FULL = """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))                      # as if the disk were full: no file may be larger
-"""
+def full(room):   # bytes
+    "As if the disk were full: no file of this process may be larger."
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
 
 @pytest.mark.parametrize("name, room", [("ecgmm_prepare", 100_000), ("ecgmm_pretrain", 60_000), ("ecgmm_pretrain", 1_500), ("ecgmm_finetune", 60_000), ("ecgmm_fuse", 200_000), ("ecgmm_thresholds", 1_000), ("ecgmm_synthesize", 50_000)])
@@ -198,36 +186,29 @@ def test_a_full_disk(home, tmp_path, name, room):
     out = tmp_path / "x"
     if name == "ecgmm_thresholds": shutil.copytree(home / "classifier", out)
     options = ["--model", out] if name == "ecgmm_thresholds" else words(home, name, out)
-    status, _, err = said(command(name, *options, before=FULL.format(room)))
+    status, _, err = child(name, *options, before=lambda: full(room)).end()
     assert status == 1 and "no space left on the disk; free some and run the same command again" in err and "Traceback" not in err, err
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith((".part", ".lock"))]
-    status, _, err = said(command(name, *options))
+    status, _, err = child(name, *options).end()
     assert status == 0, err
     if name != "ecgmm_thresholds": assert read_marker(out)["state"] == "done"
 
 
-INTERRUPTED = """
-import os, signal
-from ecgmm.windows import Batches
-whole = Batches.epoch
-def epoch(self, *args, **named):
-    for k, batch in enumerate(whole(self, *args, **named)):
-        if k == 1 and self.y is not None and os.path.exists("x/training/history.jsonl"): os.kill(os.getpid(), signal.SIGINT)   # in the second epoch
-        yield batch
-Batches.epoch = epoch
-"""
-
-
 def test_interrupted(home, tmp_path):
     "Ctrl-C, or a notebook's stop button: no traceback, and the same command goes on."
-    code = f"import sys, os\nos.chdir({str(tmp_path)!r})\nfrom ecgmm.finetune import ecgmm_finetune\n{INTERRUPTED}\nsys.argv = ['ecgmm_finetune', *sys.argv[1:]]\necgmm_finetune()"
-    options = [*words(home, "ecgmm_finetune", "x"), "--epochs", 2]
-    run = subprocess.run([sys.executable, "-c", code, *map(str, options)], env=ENV, capture_output=True, text=True, timeout=HANG)
-    assert run.returncode == 1 and "stopped; what is done is kept, and the same command goes on from there" in run.stderr and "Traceback" not in run.stderr, run.stderr
+    def interrupted():
+        whole = Batches.epoch
+        def epoch(self, *args, **named):
+            for k, batch in enumerate(whole(self, *args, **named)):
+                if k == 1 and self.y is not None and os.path.exists("x/training/history.jsonl"): os.kill(os.getpid(), signal.SIGINT)   # in the second epoch
+                yield batch
+        Batches.epoch = epoch
+    status, _, err = child("ecgmm_finetune", *words(home, "ecgmm_finetune", "x"), "--epochs", 2, cwd=tmp_path, before=interrupted).end()
+    assert status == 1 and "stopped; what is done is kept, and the same command goes on from there" in err and "Traceback" not in err, err
     history = tmp_path / "x" / "training" / "history.jsonl"
     assert len(history.read_text().splitlines()) == 1 and not (tmp_path / "x" / "run.lock").exists()
     first = history.read_text()
-    status, _, err = said(command("ecgmm_finetune", *words(home, "ecgmm_finetune", tmp_path / "x"), "--epochs", 2))
+    status, _, err = child("ecgmm_finetune", *words(home, "ecgmm_finetune", tmp_path / "x"), "--epochs", 2).end()
     assert status == 0 and history.read_text().startswith(first), err
 
 

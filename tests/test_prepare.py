@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import wfdb
-from patience import killed_when_it_opens
+from patience import HANG, killed_when_it_opens
 
 import ecgmm.data
 from ecgmm.command import EcgmmError
@@ -125,7 +125,7 @@ def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
     before = ("start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"            # KiB; all of one such file would be 5 GB
               "import atexit; atexit.register(lambda: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start))")
     p = prepare_in_a_process(root, tmp_path / "store", before)
-    output = p.communicate(timeout=300)[0]
+    output = p.communicate(timeout=HANG)[0]
     assert p.returncode == 0 and "Warning" not in output, output
     assert int(output.split("PEAK")[1]) < 1 << 20, output
     store = Store(tmp_path / "store")

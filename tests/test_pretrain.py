@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from children import child
 from patience import HANG
 from safetensors.torch import load_file
 from test_commands import BIN, run
@@ -16,42 +18,40 @@ from test_two_processes import launcher
 from ecgmm.models import Backbone, load_model
 from ecgmm.pretrain import allowed_rows
 from ecgmm.store import Store
+from ecgmm.windows import Batches
 
 SMALL = ["--modality", "spectrogram", "--encoder", "se_resnet_small", "--cpu"]
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    "Two prepared databases, `store` and `other`."
+    "Three prepared databases, `store`, `other` and `few`."
     folder = tmp_path_factory.mktemp("stores")
-    for name, seed, n in (("store", 0, 100), ("other", 1, 60)):
+    for name, seed, n in (("store", 0, 100), ("other", 1, 60), ("few", 2, 30)):
         run("ecgmm_synthesize", "--out", f"files-{name}", "--n", n, "--seed", seed, cwd=folder)
         run("ecgmm_prepare", "--data", f"files-{name}", "--store", name, "--workers", 1, cwd=folder)
     return folder
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from ecgmm.pretrain import ecgmm_pretrain
-from ecgmm.windows import Batches
-whole, history = Batches.epoch, Path("killed/training/history.jsonl")
-def epoch(*args, **named):
-    for k, batch in enumerate(whole(*args, **named)):
-        if k == 1 and history.is_file() and len(history.read_text().splitlines()) == 2: os.kill(os.getpid(), 9)   # in the middle of the third epoch
-        yield batch
-Batches.epoch, sys.argv[0] = epoch, "ecgmm_pretrain"
-ecgmm_pretrain()
-"""
+def struck(folder, sign, after):
+    "The process gets a signal in the middle of an epoch, when so many are done."
+    def before():
+        whole, history = Batches.epoch, Path(folder, "training", "history.jsonl")
+        def epoch(*args, **named):
+            for k, batch in enumerate(whole(*args, **named)):
+                if k == 1 and history.is_file() and len(history.read_text().splitlines()) == after: os.kill(os.getpid(), sign)
+                yield batch
+        Batches.epoch = epoch
+    return before
 
 
 @pytest.mark.parametrize("method", ["byol", "dino"])
 def test_killed_and_resumed(stores, tmp_path, method):
-    options = ["--store", stores / "store", "--unlabelled", stores / "other", "--method", method, *SMALL, "--epochs", 5, "--batch_size", 32, "--probe_every", 0,
+    options = ["--store", stores / "other", "--unlabelled", stores / "few", "--method", method, *SMALL, "--epochs", 4, "--batch_size", 32, "--probe_every", 0,
                *(["--n_prototypes", 64] if method == "dino" else [])]
     run("ecgmm_pretrain", "--out", "whole", *options, cwd=tmp_path)
-    killed = subprocess.run([sys.executable, "-c", KILLED, "--out", "killed", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
-    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists(), killed.stderr
+    status, _, err = child("ecgmm_pretrain", "--out", "killed", *options, cwd=tmp_path, before=struck("killed", signal.SIGKILL, after=2)).end()
+    assert status == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists(), err
     assert len((tmp_path / "killed" / "training" / "history.jsonl").read_text().splitlines()) == 2
     run("ecgmm_pretrain", "--out", "killed", *options, cwd=tmp_path)
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
@@ -69,12 +69,12 @@ def test_killed_and_resumed(stores, tmp_path, method):
 
 def test_stopped_by_hand(stores, tmp_path):
     "Ctrl-C is one line; the run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed one."
-    options = ["--store", stores / "store", "--method", "byol", *SMALL, "--epochs", 4, "--batch_size", 32, "--probe_every", 0]
-    stopped = subprocess.run([sys.executable, "-c", KILLED.replace("killed/", "stopped/").replace(", 9)", ", 2)"), "--out", "stopped", *map(str, options)], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANG)
-    assert stopped.returncode == 1 and stopped.stderr.strip().splitlines()[-1].startswith("ecgmm_pretrain: stopped") and "Traceback" not in stopped.stderr, stopped.stderr
-    assert len((tmp_path / "stopped" / "training" / "history.jsonl").read_text().splitlines()) == 2
+    options = ["--store", stores / "other", "--method", "byol", *SMALL, "--epochs", 3, "--batch_size", 32, "--probe_every", 0]
+    status, _, err = child("ecgmm_pretrain", "--out", "stopped", *options, cwd=tmp_path, before=struck("stopped", signal.SIGINT, after=1)).end()
+    assert status == 1 and err.strip().splitlines()[-1].startswith("ecgmm_pretrain: stopped") and "Traceback" not in err, err
+    assert len((tmp_path / "stopped" / "training" / "history.jsonl").read_text().splitlines()) == 1
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["state"] == "begun" and not (tmp_path / "stopped" / "run.lock").exists()
-    assert "not finished" in run("ecgmm_finetune", "--store", stores / "store", *SMALL, "--pretrained", "stopped", "--out", "x", cwd=tmp_path, fails=True)
+    assert "not finished" in run("ecgmm_finetune", "--store", stores / "other", *SMALL, "--pretrained", "stopped", "--out", "x", cwd=tmp_path, fails=True)
     for name in ("stopped", "whole"): run("ecgmm_pretrain", "--out", name, *options, cwd=tmp_path)
     whole, resumed = ({p.name: p.read_bytes() for p in (tmp_path / name / "model").iterdir()} for name in ("whole", "stopped"))
     assert whole == resumed and len(whole) == 4

@@ -38,6 +38,7 @@ def execute(nb, flags):
     skipped = lambda c: "eval: false" in directives(c) or directives(c) & (FLAGS - flags)
     client = NotebookClient(nb, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}, coalesce_streams=True)
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"     # tqdm, where no widgets are installed
+    os.environ["TQDM_DISABLE"] = "1"                                # a bar would be saved with the notebook
     with client.setup_kernel():
         for k, cell in enumerate(nb.cells):
             if cell.cell_type == "code" and not skipped(cell): client.execute_cell(cell, k)
