@@ -35,3 +35,30 @@ def wheel(tmp_path_factory):
             pip("install", "--target", work / "installed", *work.glob("*.whl"))
             (work / "installed").rename(installed)
     return installed
+
+
+SECONDS = {  # of one core, roughly: test modules and notebooks; what is not named takes a few
+    "test_readme": 140, "test_folders": 100, "test_pretrain": 100, "test_commands": 60, "test_package": 40, "test_predict": 30, "test_prepare": 20, "test_two_processes_ssl": 20, "test_two_processes": 15, "test_resume": 15,
+    "60_results": 55, "55_study": 50, "40_fusion": 50, "30_finetune": 50, "31_comparison": 45, "23_pretrain": 45, "22_dino": 45, "21_byol": 35, "20_simclr": 35, "50_thresholds": 25, "52_predict": 25, "70_plan": 20, "13_probes": 20,
+    "11_training": 20, "10_models": 20, "06_store": 15, "07_windows": 15, "01_synthetic": 10, "12_metrics": 10}
+
+
+def unit(item):
+    "What stays together: a notebook, or a module of tests, whose fixtures are made once."
+    return item.callspec.id if getattr(item, "originalname", "") == "test_notebook" else item.path.stem
+
+
+def dealt(units):
+    "The order of tests, given the unit of each: the longest units first, in two halves of like length with as many tests each. `--dist worksteal` gives each of two processes a half."
+    known, rest = {}, []
+    for k, name in enumerate(units): (known.setdefault(name, []) if name in SECONDS else rest).append(k)
+    halves, spent = ([], []), [0, 0]
+    for name in sorted(known, key=SECONDS.get, reverse=True):
+        shorter = spent.index(min(spent))
+        halves[shorter].extend(known[name])
+        spent[shorter] += SECONDS[name]
+    room = max(0, len(units) // 2 - len(halves[0]))
+    return halves[0] + rest[:room] + halves[1] + rest[room:]
+
+
+def pytest_collection_modifyitems(items): items[:] = [items[k] for k in dealt([unit(item) for item in items])]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import SECONDS, dealt
 from patience import HANG
 from run_cells import code_cells, directives
 
@@ -19,8 +20,7 @@ from ecgmm.data import real_data
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = Path(__file__).with_name("run_cells.py")
-SLOWEST = ["55_study", "60_results", "40_fusion", "22_dino", "23_pretrain", "30_finetune", "21_byol", "20_simclr", "31_comparison", "50_thresholds", "52_predict", "70_plan", "13_probes", "11_training", "06_store", "10_models", "01_synthetic", "12_metrics", "07_windows"]  # these first: two processes then end together
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"), key=lambda p: (SLOWEST.index(p.stem) if p.stem in SLOWEST else len(SLOWEST), p.name))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
 def run_cells(package, *words, cwd, python_path=None, **env):
@@ -34,6 +34,20 @@ def run_cells(package, *words, cwd, python_path=None, **env):
 def test_notebook(path, wheel, tmp_path):
     status, output = run_cells(wheel, path, cwd=tmp_path, **({"ECGMM_REAL": str(real_data().resolve())} if real_data() else {}))
     assert status == 0 and re.search(r"^[1-9]\d* cells ran$", output, re.M), output
+
+
+def test_two_processes_end_together():
+    "Every test has its place; the two halves, as two processes get them, take about as long; a unit stays in one piece, and the longest comes first."
+    assert set(SECONDS) <= {p.stem for p in [*NOTEBOOKS, *Path(__file__).parent.glob("test_*.py")]}
+    units = [*(name for name in sorted(SECONDS) for _ in range(1 if name[0].isdigit() else 7)), *["test_repository"] * 200]
+    order = dealt(units)
+    assert sorted(order) == list(range(len(units)))
+    names = [units[k] for k in order]
+    halves = [list(dict.fromkeys(n for n in half if n in SECONDS)) for half in (names[:len(names) // 2], names[len(names) // 2:])]
+    assert not set(halves[0]) & set(halves[1]) and sorted(halves[0] + halves[1]) == sorted(SECONDS)
+    for half in halves: assert [SECONDS[n] for n in half] == sorted((SECONDS[n] for n in half), reverse=True)
+    spent = [sum(map(SECONDS.get, half)) for half in halves]
+    assert abs(spent[0] - spent[1]) <= 20, spent
 
 
 def test_data_cells_had_their_recordings():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from patience import HANG
 
+from ecgmm.fusion import load_classifier
 from ecgmm.models import Backbone, load_model
 from ecgmm.synthetic import synthesize
 
@@ -89,5 +90,5 @@ def test_every_row_runs_and_means_what_the_paper_means(folder):
         assert config["pretraining"]["views"] == "paper-pair" and config["pretraining"]["n_windows"] == 1 and config["folds"]["test"] == 8
     paper = json.loads((folder / "models" / "signal-fold0" / "thresholds-paper-auprc.json").read_text())
     assert set(paper["thresholds"]) <= {0.1, 0.2, 0.3, 0.4, 0.5} and paper["optimistic"] is True and paper["best_by"] == "auprc"
-    gate = json.loads((folder / "models" / "gate-fold0" / "model" / "config.json").read_text())
+    _, gate = load_classifier(folder / "models" / "gate-fold0" / "model")                 # with the decision that stands beside the weights
     assert gate["choice"]["protocol"] == "nested" and gate["calibration"]["kind"] == "temperature" and len(set(gate["thresholds"])) > 1
