@@ -9,6 +9,7 @@ __all__ = ['EcgmmError', 'progress', 'command', 'listed']
 import argparse
 import os
 import sys
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def _parser(f):
     return p
 
 # %% ../nbs/00_command.ipynb #b8dacf06
+def _hush():
+    "A reader has seen enough (`| head`): what is left to be said has nobody to hear it."
+    with open(os.devnull, "wb") as null:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError): os.dup2(null.fileno(), stream.fileno())
+
+
 def command(
     f,   # a function with a docment, a type and a default for each parameter
 ):       # the same function; where the running script has its name, and it is called without arguments, these come from the command line
@@ -71,7 +79,13 @@ def command(
         if args or named or Path(sys.argv[0]).stem != f.__name__: return f(*args, **named)
         given = vars(_parser(f).parse_args())
         traceback = given.pop("traceback")
-        try: return f(**given)
+        try:
+            try: return f(**given)
+            finally:
+                if sys.stdout is not None: sys.stdout.flush()
+        except BrokenPipeError:
+            _hush()
+            sys.exit(128 + 13)                                        # as a shell says it of SIGPIPE
         except EcgmmError as e:
             if traceback: raise
             message = str(e).removeprefix(f"{f.__name__}: ")

@@ -12,6 +12,7 @@ import copy
 import os
 import re
 import time
+import warnings
 from importlib import resources
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def draws(
     "A figure of one arm on one fold, for every draw; an error if no class has enough positives."
     kept = np.flatnonzero((y.sum(0) >= least) & (y.sum(0) < len(y)))
     if len(kept) == 0: raise EcgmmError(f"draws: a class with at least {least} positive recordings is needed, there is none among {len(y)}")
-    return np.mean([np.nanmean([FIGURES[figure](y[:, k], p[:, k], weight) for k in kept], axis=0) for p in probs], axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)               # a draw in which no class can be judged is NaN
+        return np.mean([np.nanmean([FIGURES[figure](y[:, k], p[:, k], weight) for k in kept], axis=0) for p in probs], axis=0)
 
 # %% ../nbs/31_comparison.ipynb #1ad51cb3
 def paired_interval(

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException, IncompleteRead
@@ -30,9 +31,18 @@ SOURCES = {  # folder on the server -> number of recordings that were published 
 
 # %% ../nbs/04_download.ipynb #9aa2fc9a
 def _server(url):
-    "Scheme, host and port of an address."
+    "Scheme, host and port of an address; a `ValueError` if it is none."
     parts = urlsplit(url)
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme.lower())
+
+
+def _check_address(url):
+    "An address that can be asked, or an error."
+    if not re.match(r"https?://", url, re.I): raise EcgmmError(f"download: an address that starts with http:// or https:// is needed, got {url!r}")
+    try: host = _server(url)[1]
+    except ValueError as e: raise EcgmmError(f"download: an address is needed, got {url!r}: {e}") from None
+    if not host: raise EcgmmError(f"download: an address with a server's name is needed, got {url!r}")
+    if not re.fullmatch(r"[!-~]+", url): raise EcgmmError(f"download: an address without spaces and of ASCII letters is needed (others as %20 and the like), got {url!r}")
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -57,6 +67,10 @@ class _Disk(EcgmmError):
     "The disk, not the server: trying other files is of no use."
 
 
+class _Kept(EcgmmError):
+    "A person's own file or change is in the way: it says nothing about the server."
+
+
 def _size(path): return path.stat().st_size if path.exists() else 0
 
 
@@ -76,8 +90,12 @@ def _on_disk(path, f, *args):
 def _transfer(url, part, timeout, listing):
     "One request for what `part` still lacks; an error if less comes than was announced, or more than any such file has."
     have, most = 0 if listing else _size(part), MOST_LISTING if listing else _MOST
-    request = Request(url, headers={"User-Agent": "ecgmm", **({"Range": f"bytes={have}-"} if have else {})})
-    with build_opener(_Redirects(listing)).open(request, timeout=timeout) as response:
+    try:
+        request = Request(url, headers={"User-Agent": "ecgmm", **({"Range": f"bytes={have}-"} if have else {})})
+        response = build_opener(_Redirects(listing)).open(request, timeout=timeout)
+    except EcgmmError: raise
+    except ValueError as e: raise EcgmmError(f"fetch: {url}: this address, or the one that the server sends us on to, cannot be asked: {e}") from None
+    with response:
         resumed = response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.unlink(missing_ok=True)
@@ -86,6 +104,7 @@ def _transfer(url, part, timeout, listing):
         with _on_disk(part, open, part, "ab" if resumed else "wb", 0) as f:
             while came <= most and (block := response.read(1 << 16)):
                 came += _on_disk(part, _put, f, block)
+            if stat.S_ISREG(os.fstat(f.fileno()).st_mode): _on_disk(part, os.fsync, f.fileno())   # what has its name is whole, after a power failure, too
     if came > most:
         part.unlink(missing_ok=True)
         raise EcgmmError(f"fetch: {url}: more than {most >> 20} MiB came, no such file is so large")
@@ -127,7 +146,6 @@ def fetch(
     timeout: float = 60.0,   # seconds without a byte after which a connection counts as broken
     *,
     part=None,               # where its bytes are gathered, kept and gone on with: for one caller at a time. None: a place of this process alone, which nobody goes on with
-    replace: bool = False,   # put it in the place of a file that has another checksum
     listing: bool = False,   # from this server alone, of a limited size, never resumed; so is whatever has no checksum
 ) -> bool:                   # True if it was fetched, False if it was there already
     "One file, given its name only when it is whole and its checksum fits."
@@ -136,7 +154,7 @@ def fetch(
     part = Path(part) if kept else path.with_name(f".{path.name}.{os.getpid()}.part")
     if os.path.lexists(path):
         if path.is_file() and sha256 in (None, _sha256(path)): return False
-        if not replace or not path.is_file(): raise EcgmmError(f"{path} is there with other content; move it away")
+        raise _Kept(f"{path} is there with other content; move it away")
     _on_disk(path.parent, lambda: path.parent.mkdir(parents=True, exist_ok=True))
     try:
         for _ in range(2):
@@ -184,13 +202,13 @@ def list_records(
     sources=tuple(SOURCES),    # which sources, by their folder's name
     n_records: int = None,     # only the first so many of each source; None: all
     wait: float = 1.0,         # seconds before a second try, doubled for each further one
-    run: Run = None,           # the download that this belongs to, which notes what it fetches and may replace that
+    run: Run = None,           # the download that this belongs to, which notes what it fetches
 ) -> tuple:                    # source -> the paths of its recordings, without suffix; and path -> checksum of every file
     "What there is to download, from `RECORDS` and `SHA256SUMS.txt`, which are fetched where they are missing."
     def get(path, sha256=None):
         here = Path(out) / path
         if run and not os.path.lexists(here): run.path(path)             # noted as ours before it is there
-        fetch(base_url + quote(path), here, sha256, wait=wait, listing=True, replace=run is not None and path in run.files)
+        fetch(base_url + quote(path), here, sha256, wait=wait, listing=True)
         return here
 
     def listing(path):
@@ -239,8 +257,8 @@ def _fetch_record(run, base_url, record, sums, wait):
     for file in _files(record):
         if file not in sums: raise EcgmmError(f"{file} has no checksum in SHA256SUMS.txt")
         part = _part(run.folder / file)
-        if file not in run.files and os.path.lexists(part): raise EcgmmError(f"{part} is there already and was not made by this command; move it away")
-    return sum(fetch(base_url + quote(file), run.folder / file, sums[file], wait=wait, part=_part(run.folder / file), replace=file in run.files) for file in _files(record))
+        if file not in run.files and os.path.lexists(part): raise _Kept(f"{part} is there already and was not made by this command; move it away")
+    return sum(fetch(base_url + quote(file), run.folder / file, sums[file], wait=wait, part=_part(run.folder / file)) for file in _files(record))
 
 
 def download(
@@ -253,13 +271,12 @@ def download(
     wait: float = 1.0,         # seconds before a second try, doubled for each further one
 ) -> Downloaded:
     "Fetch what is missing of the sources; what is there and whole is left alone, and what failed is listed in `failed.txt`."
-    if not re.match(r"https?://", base_url): raise EcgmmError(f"download: an address that starts with http:// or https:// is needed, got {base_url!r}")
+    _check_address(base_url)
     if n_records is not None and n_records < 1: raise EcgmmError(f"download: n_records must be at least 1, got {n_records}")
     if not 1 <= connections <= 16: raise EcgmmError(f"download: 1 to 16 connections, got {connections}")
     base_url, told = base_url.rstrip("/") + "/", read_marker(out)
     if told.get("kind") == _KIND and (old := told["identity"].get("base_url")) != base_url: raise EcgmmError(f"{out} was filled from {old}, not from {base_url}: give another folder")
-    with Run.begin(out, _KIND, dict(base_url=base_url), beside=True) as run:       # never done: more sources may be wanted another time
-        run.path(_FAILED)                                                          # somebody else's file of this name is noticed now, not in the end
+    with Run.begin(out, _KIND, dict(base_url=base_url), [_FAILED], beside=True) as run:   # never done: more sources may be wanted another time; somebody else's list of failures is noticed now
         records, sums = list_records(out, base_url, sources, n_records, wait, run)
         done = _download_records(run, base_url, [record for rs in records.values() for record in rs], sums, connections, progress, wait)
         if done.whole == done.wanted: run.drop(_FAILED)
@@ -281,7 +298,7 @@ def _download_records(run, base_url, records, sums, connections, progress, wait)
                 try: fetched, whole, in_a_row = fetched + job.result(), whole + 1, 0
                 except _Disk: raise
                 except EcgmmError as e:
-                    failed[jobs[job]], in_a_row = str(e), in_a_row + 1
+                    failed[jobs[job]], in_a_row = str(e), in_a_row + (not isinstance(e, _Kept))
                     bar.set_postfix(failed=len(failed))
                     if in_a_row == _IN_A_ROW: break
                 bar.update()

@@ -444,8 +444,9 @@ def _read_json(file):
     try:
         with open(file, "rb") as f: text = f.read(_LONGEST + 1)
         if len(text) > _LONGEST: raise ValueError(f"it has more than {_LONGEST:,} bytes")
-        told = json.loads(text.decode())
+        told = json.loads(text.decode("utf-8-sig"))                 # some editors begin a text with a byte order mark
     except OSError as e: raise file_error(file, e) from None
+    except UnicodeDecodeError: raise EcgmmError(f"{file} is not a JSON config: text in UTF-8 is needed; save it as UTF-8") from None
     except (ValueError, RecursionError) as e: raise EcgmmError(f"{file} is not a JSON config: {e}") from None
     if not isinstance(told, dict): raise EcgmmError(f"{file} is not a JSON config: an object is needed")
     return told
@@ -469,10 +470,11 @@ def _read_header(file):
 def _described(folder):
     "What a model folder says of itself: config, shapes, checksums; no tensor is read."
     told = read_marker(folder)
-    if told and told["kind"] != "model": raise EcgmmError(f"{folder}: a model is needed, this is a {told['kind']}")
+    inside = f": its model is {folder / 'model'}" if (folder / "model" / _FILES[0]).is_file() else ""      # a run's folder has its model below it
+    if told and told["kind"] != "model": raise EcgmmError(f"{folder}: a model is needed, this is a{'n' * (told['kind'][:1] in tuple('aeiou'))} {told['kind']}{inside}")
     if told and told["state"] != "done": raise EcgmmError(f"{folder}: this model is not finished; the command that began it goes on with it")
     for name in _FILES[:2]:
-        if not (folder / name).is_file(): raise EcgmmError(f"load_model: {folder} has no {name}")
+        if not (folder / name).is_file(): raise EcgmmError(f"load_model: {folder} has no {name}{inside}")
     config = _read_json(folder / _FILES[0])
     _check_config(config, f"load_model: {folder}")
     shapes, noted = _read_header(folder / _FILES[1])
@@ -557,7 +559,10 @@ def load_model(
     "Read a model folder; whatever does not fit is an error that names it."
     folder = Path(folder)
     config, shapes, noted = _complete(folder, decision)
-    _check_shapes(shapes, config, build, f"load_model: {folder}")                       # before memory is taken
+    try: _check_shapes(shapes, config, build, f"load_model: {folder}")                  # before memory is taken
+    except EcgmmError as e:
+        if "the tensor 'head." not in str(e) or "pretraining" not in config or any(key.startswith("head.") for key in shapes): raise
+        raise EcgmmError(f"load_model: {folder}: a classifier is needed, this is a pre-trained encoder: fine-tune it first (ecgmm_finetune --pretrained {folder.parent})") from None
     model = _untrained(config, build)
     places = model.state_dict()
     _check_sums(folder, "tensor", dict.fromkeys(places), dict.fromkeys(noted["tensors"]))

@@ -10,6 +10,7 @@ __all__ = ['TOLERABLE', 'FORMATS', 'check_voltage', 'check_array', 'load_recordi
 import csv
 import errno
 import glob
+import io
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ import sys
 import textwrap
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from .command import EcgmmError, command, listed, progress
 from .data import ABBREVIATIONS, CLASSES, FS, LEADS, Record, plot_ecg, read_record, standard_leads
 from .fusion import load_classifier
 from .models import _checksums
-from .runs import Run, file_error, fingerprint, write_whole
+from .runs import Run, file_error, fingerprint, read_marker
 from .store import find_records, prepare_samples
 from .thresholds import decide
 from .windows import choose_device
@@ -102,13 +103,18 @@ def _twelve(read, raw, tolerate):
     return record, [f"{', '.join(derived)} computed from two limb leads"] * bool(derived)
 
 
+def _header(path):
+    "The header of a record, of which one file or the name is given."
+    path = Path(path)
+    return path.with_suffix(".hea") if path.suffix in (".mat", ".dat") else path if path.suffix == ".hea" else path.with_name(path.name + ".hea")
+
+
 def _read_file(path, tolerate):
     "A WFDB record."
     def raw():                                                               # `read_record` has found everything but the leads to be in order
         r = wfdb.rdrecord(str(path.with_suffix("")))
         return (r.p_signal.T * [[_UNITS[u.lower()]] for u in r.units]).astype(np.float32), r.sig_name, r.fs
-    path = Path(path)
-    path = path.with_suffix(".hea") if path.suffix in (".mat", ".dat") else path if path.suffix == ".hea" else path.with_name(path.name + ".hea")
+    path = _header(path)
     return _twelve(partial(read_record, path), raw, tolerate)
 
 
@@ -203,7 +209,7 @@ class Prediction:
 def _is_array(r): return isinstance(r, Record) or hasattr(r, "__array__")
 
 
-def _is_folder(r): return isinstance(r, (str, Path)) and Path(r).is_dir()
+def _is_folder(r): return isinstance(r, (str, Path)) and r != "" and Path(r).is_dir()   # "" would be the folder in which one happens to be
 
 
 def _in_folder(root):
@@ -219,6 +225,7 @@ def _listed(recordings):
     if _is_folder(recordings): yield from _in_folder(Path(recordings)); return
     k = -1
     for k, r in enumerate([recordings] if isinstance(recordings, (str, Path)) or _is_array(recordings) else recordings):
+        if isinstance(r, str) and not r: raise EcgmmError("predict: the path of a recording or a folder is needed, got an empty one")
         if _is_folder(r):
             try: yield from _in_folder(Path(r))
             except EcgmmError as e: yield Path(r).name, str(r), None, str(e).removeprefix("predict: ")
@@ -330,6 +337,26 @@ class Predictions(Iterator):
         weights = _checksums({}, {k: v.cpu() for k, v in net.state_dict().items()})["tensors"]
         names = None if self.listed is None else [(name, path, why) for name, path, _, why in self.listed]
         return dict(weights=fingerprint(weights), config=fingerprint(config), recordings=fingerprint(names), **settings)
+
+    def inputs(self) -> str:
+        "The files that are judged, in short: names, sizes and times of change; None where a recording is no file, or cannot be seen."
+        stamps = [] if self.listed is None else [_stamp(r) if not why else None for _, _, r, why in self.listed]
+        return fingerprint(stamps) if stamps and all(stamps) else None
+
+
+def _stamp(recording):
+    "Size and time of change of a recording's files; None where it has none, or one is not there."
+    if not isinstance(recording, (str, Path)): return None
+    try:
+        file, found = (recording, [recording]) if Path(recording).suffix == ".npy" else _signals(_header(recording))
+        return [str(file), *((s.st_size, s.st_mtime_ns) for s in map(os.stat, found))]
+    except (OSError, ValueError): return None           # ValueError: what a header names can be no file
+
+
+def _signals(header):
+    "A header, and the files that it and its signals are in."
+    lines = [line.split() for line in header.read_text(encoding="latin-1").splitlines() if line.strip() and not line.startswith("#")]
+    return header, [header, *(header.parent / name for name in sorted({words[0] for words in lines[1:]}))]
 
 # %% ../nbs/52_predict.ipynb #80151321
 def predictions(
@@ -471,18 +498,34 @@ def _json(results, out):
 def _challenge(results, out):
     identity, names = (results.identity(), results.listed or ()) if isinstance(results, Predictions) else (dict(results="given by hand"), ())
     expected = {name.lower(): f"{name}.csv" for name, *_ in names if _NAME.fullmatch(name)}      # told at once: one by one, the marker would be written as often
-    taken, written = set(), set()
-    with Run.begin(out, "predictions", identity, expected.values(), renew=True) as run:
+    taken, written, failed, inputs, known = set(), 0, 0, _inputs(results), isinstance(results, Predictions) and results.listed is not None
+    if not known and read_marker(out).get("state") == "done": raise EcgmmError(f"predict: {out} is there already; give another name")   # nobody can say whether these are the same
+    with Run.begin(out, "predictions", identity, expected.values(), renew=not _is_judged(results, out)) as run:
         for p in results:
-            try: name = "" if p.reason else _file_name(p.name, taken)
-            except EcgmmError as e: p, name = replace(p, reason=str(e)), ""
-            if name:
+            try: name = _file_name(p.name, taken)                            # of several with one name the first has the file, judged or not
+            except EcgmmError as e: p, name = replace(p, reason=p.reason or str(e)), ""
+            if p.reason:
+                failed += 1
+                if name and f"{name}.csv" in run.files and os.path.lexists(run.folder / f"{name}.csv"): p = replace(p, reason=f"{p.reason} ({name}.csv, judged by an earlier call, is kept)")
+            elif not run.done:
                 lines = [f"#{p.name}", *(",".join(map(str, part)) for part in ([c.code for c in CLASSES], p.decided.astype(int), p.prob.tolist()))]
                 run.write(f"{name}.csv", "\n".join(lines) + "\n")
-                written.add(f"{name}.csv".lower())
+                written += 1
             yield p
-        run.drop(*(f for f in run.files if f.lower() not in written))
-        run.finish(dict(judged=len(written)))
+        if run.done: return
+        run.drop(*(f for f in run.files if not os.path.lexists(run.folder / f)))   # names without a file; a file is never dropped: what cannot be read now may have been judged before
+        run.finish(dict(judged=written, inputs=None if failed else inputs))
+
+
+def _inputs(results): return results.inputs() if isinstance(results, Predictions) else None
+
+
+def _is_judged(results, out):
+    "Does a folder hold all that the same model said of the same files? Then there is nothing to do."
+    told = read_marker(out)
+    if not told or told["kind"] != "predictions" or told["state"] != "done" or not told["result"].get("inputs"): return False
+    whole = all(os.path.lexists(Path(out) / name) for name in told["whole"])
+    return whole and told["result"]["inputs"] == _inputs(results) and fingerprint(told["identity"]) == fingerprint(results.identity())
 
 # %% ../nbs/52_predict.ipynb #8afd7d04
 FORMATS = {"csv": _csv, "json": _json, "challenge": _challenge}
@@ -551,13 +594,35 @@ def _line(p):
 
 
 def _save_picture(p, folder, taken, thresholds):
-    "A PNG of one prediction; the reason if it has no name for a file."
+    "A PNG of one prediction; the reason if there is none. What is there already is never replaced, and as good as drawn if it is the same."
     try: file = folder / f"{_file_name(p.name, taken)}.png"
     except EcgmmError as e: return f"the picture was {e}"
-    fig = plot_prediction(p.x, p, thresholds)
-    with _on_disk(folder): folder.mkdir(parents=True, exist_ok=True)
-    try: write_whole(file, lambda part: fig.savefig(part, dpi=110, format="png"))
+    fig, drawn = plot_prediction(p.x, p, thresholds), io.BytesIO()
+    try: fig.savefig(drawn, dpi=110, format="png")
     finally: plt.close(fig)
+    with _on_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(file)
+    if not os.path.lexists(file): return _put_picture(file, drawn.getvalue())
+    with _on_disk(file): same = file.is_file() and file.read_bytes() == drawn.getvalue()
+    return "" if same else _left(file)
+
+
+def _left(file): return f"{file} is there already and is another picture: it was left as it is"
+
+
+def _put_picture(file, content):
+    "A whole file where there is none; the reason if somebody was faster."
+    part = _part(file)
+    try:
+        with _on_disk(file), open(part, "wb") as f:
+            f.write(content); f.flush(); os.fsync(f.fileno())
+        with _on_disk(file): _settle(part, file)
+    except EcgmmError:
+        if not os.path.lexists(file): raise
+        return _left(file)
+    finally:
+        with suppress(OSError): part.unlink(missing_ok=True)
     return ""
 
 # %% ../nbs/52_predict.ipynb #67854d25
@@ -577,19 +642,26 @@ def ecgmm_predict(
     decision: str = None,         # a file with thresholds and calibration, instead of the model folder's own decision.json
 ):
     "Judge recordings with a trained model: probabilities and decisions for 24 diagnoses, and one line for each file that cannot be judged."
+    for option, given in dict(model=model, data=data, out=out, decision=decision).items():
+        if given == "": raise EcgmmError(f"predict: --{option}: a name is needed, got an empty one")
     format = format or (Path(out).suffix[1:] if out and Path(out).suffix[1:] in FORMATS else "table")
     say = partial(print, file=sys.stderr if format != "table" and out is None else sys.stdout)
-    judged, failed, taken, pictures = 0, [], set(), Path(out).parent / "pictures" if out else Path("pictures")
+    judged, failed, taken, without, pictures = 0, [], set(), 0, Path(out).parent / "pictures" if out else Path("pictures")
     if format == "table" and out: raise EcgmmError(f"predict: {out} must end with .csv or .json, or give --format")
     net, config = open_model(model, cpu, decision)
     results = predictions((net, config), data, fs, listed(leads), unit, listed(tolerate), batch_size=batch_size)
+    if format == "challenge" and out and not picture and _is_judged(results, out):
+        say(f"{len(results.listed)} of {len(results.listed)} recordings judged and written to {out}: done already. This is not a medical device.")
+        return
     with progress(len(results.listed), "recordings", "predict", show=out is not None) as bar:
         for p in results if format == "table" else save_predictions(results, out, format):
             if format == "table": say(_line(p))
             judged += not p.reason
             if p.reason: failed.append(f"{p.path or p.name}: {p.reason}")
-            elif picture and (why := _save_picture(p, pictures, taken, config["thresholds"])): say(f"{p.path}: {why}")
+            elif picture and (why := _save_picture(p, pictures, taken, config["thresholds"])):
+                say(f"{p.path}: {why}")
+                without += 1
             bar.update(1)
-    say(f"{judged} of {judged + len(failed)} recordings judged" + (f", written to {out}" if out else "") + (f", pictures in {pictures}" if taken else "") + ". This is not a medical device.")
+    say(f"{judged} of {judged + len(failed)} recordings judged" + (f", written to {out}" if out else "") + (f", pictures in {pictures}" if taken else "") + (f" ({without} not drawn, see above)" if without else "") + ". This is not a medical device.")
     if failed: say("\n".join(["not judged:", *(f"  {line}" for line in failed)]))
     if not judged: raise EcgmmError("no recording could be judged")

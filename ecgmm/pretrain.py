@@ -19,7 +19,7 @@ from .command import EcgmmError, command, progress as progress_bar
 from .runs import file_digest, finished, read_marker
 from .byol import BYOL
 from .dino import DINO
-from .folds import header_key, joined_groups, patient_key
+from .folds import header_key, joined_groups, namespaces, patient_key
 from .metrics import macro, per_class
 from .models import ENCODERS, Backbone, load_model, save_model
 from .probes import features, knn_probabilities
@@ -30,11 +30,22 @@ from .views import recipe
 from .windows import Batches, Windows, accelerator_for
 
 # %% ../nbs/23_pretrain.ipynb #085ebf14
+def _named_by(stores):
+    "Each table of patients, by its content in short: the digests by which it is known again when it has grown."
+    return {s.meta["patients"]: s.named for s in stores if s.named}
+
+
+def _disputed(named_by):
+    "What a person should know of tables of patients that are taken for one; nothing, if they agree."
+    n = namespaces(named_by)[1]
+    return f"tables of patients name the same recordings but give {n} of them to different patients; they were taken for one table, so a patient's name means the same person in both" if n else ""
+
+
 def _joined(stores):
     "For each store a table of its recordings: what identifies them, and \"group\", equal for all that are connected, in whichever store."
     tables = [s.records[["name", "source", "hash"]].assign(patient=patient_key(s.records["patient"], s.meta["patients"] or s.meta["content"]), header=header_key(s.records), group=s.groups)
               for s in stores]
-    return [t.assign(group=g) for t, g in zip(tables, joined_groups(tables))]
+    return [t.assign(group=g) for t, g in zip(tables, joined_groups(tables, _named_by(stores)))]
 
 
 def allowed_rows(
@@ -109,7 +120,7 @@ def _tune_probe(store, fold, device, show=False, k=10):
     return probe
 
 # %% ../nbs/23_pretrain.ipynb #0296dd50
-_FILES = ("seen.csv", *(f"model/{f}" for f in ("config.json", "model.safetensors", "README.md", "run.json")), "training/checkpoint.safetensors", "training/history.jsonl")
+_FILES = ("seen.csv", "patients.csv", *(f"model/{f}" for f in ("config.json", "model.safetensors", "README.md", "run.json")), "training/checkpoint.safetensors", "training/history.jsonl")
 
 
 def _check(stores, rows, accelerator, **numbers):
@@ -189,24 +200,35 @@ def pretrain(
             seen = pd.concat([t.iloc[r] for t, r in zip(_joined(stores), rows)])
             run.write("seen.csv", seen.to_csv(index=False, lineterminator="\n"))                  # whole, before there is a model
             told = dict(rows=len(seen), digest=file_digest(run.folder / "seen.csv"))
+            if named_by := _named_by(stores):                                                     # by whom its patients are named
+                run.write("patients.csv", pd.DataFrame([(t, *line) for t, lines in sorted(named_by.items()) for line in lines.items()], columns=["table", "record", "patient"]).to_csv(index=False, lineterminator="\n"))
+                told |= dict(patients=file_digest(run.folder / "patients.csv"))
             left_out, last = _left_out(store, fold, unlabelled, rows, transductive), {k: v for k, v in history[-1].items() if k != "seconds" and np.isfinite(v)}
             save_model(run.folder / "model", Backbone(learner.front, learner.encoder), config | dict(pretraining=settings | dict(last=last), folds=folds, preprocessing=store.meta["options"],
                        store_version=store.meta["version"], seen=told, left_out=left_out, trained_on=dict(recordings=len(seen), sources=sorted(seen["source"].unique()))), overwrite=True)
-            run.finish(dict(seen=told, left_out=left_out, last=last), spare=["training/checkpoint.safetensors"])
+            run.finish(dict(seen=told, left_out=left_out, disputed=_disputed(named_by), last=last), spare=["training/checkpoint.safetensors"])
         accelerator.wait_for_everyone()
         return history
 
 # %% ../nbs/23_pretrain.ipynb #075e6e1d
+def _read_listed(folder, name, digest, what):
+    "A list that was written with the model; an error if it is not the same any more."
+    file = folder / name
+    if not file.is_file(): raise EcgmmError(f"{file} is missing: without the list of {what} nobody knows whether test recordings were seen")
+    if file_digest(file) != digest: raise EcgmmError(f"{file}: this is not the list of {what} that was written with the model, or it was changed: nobody knows whether test recordings were seen; copy the folder anew, or pre-train again")
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
 def _read_seen(folder, config):
-    "The list of what an encoder has seen; an error if it is not the one that was written with the model."
-    file, told = folder / "seen.csv", config.get("seen") or {}
+    "The list of what an encoder has seen, and the tables that name its patients; an error if they are not those that were written with the model."
+    told = config.get("seen") or {}
     if not told: raise EcgmmError(f"{folder / 'model'}: it does not say how long the list of what it has seen is: it was made by another version, pre-train it again")
-    if not file.is_file(): raise EcgmmError(f"{file} is missing: without the list of what was seen nobody knows whether test recordings were")
-    if file_digest(file) != told["digest"]:
-        raise EcgmmError(f"{file}: this is not the list of {told['rows']} recordings that was written with the model, or it was changed: nobody knows whether test recordings were seen; copy the folder anew, or pre-train again")
-    seen = pd.read_csv(file, dtype=str, keep_default_na=False)
-    if len(seen) != told["rows"]: raise EcgmmError(f"{file}: a list of {told['rows']} recordings is needed, it has {len(seen)}")
-    return seen
+    seen = _read_listed(folder, "seen.csv", told["digest"], "what was seen")
+    if len(seen) != told["rows"]: raise EcgmmError(f"{folder / 'seen.csv'}: a list of {told['rows']} recordings is needed, it has {len(seen)}")
+    named_by = {}
+    if "patients" in told:
+        for table, record, patient in _read_listed(folder, "patients.csv", told["patients"], "who is whose recording").itertuples(index=False): named_by.setdefault(table, {})[record] = patient
+    return seen, named_by
 
 
 def load_pretrained(
@@ -219,15 +241,17 @@ def load_pretrained(
     finished(folder, "encoder")
     backbone, config = load_model(folder / "model", Backbone.from_config)
     if "pretraining" not in config: raise EcgmmError(f"load_pretrained: {folder / 'model'} was not made by pretrain")
-    seen = _read_seen(folder, config)
+    seen, named_by = _read_seen(folder, config)
     if store is None or config["folds"]["transductive"]: return backbone, config
     if config["store_version"] != store.meta["version"]:
         raise EcgmmError(f"load_pretrained: {folder} was pre-trained on a store of version {config['store_version']}, {store.folder} has {store.meta['version']}: samples prepared otherwise cannot be compared, pre-train it again")
     rows, mine = store.split(fold, labelled=False), _joined([store])[0]
-    of_seen, groups = joined_groups([seen, mine])
+    named_by |= _named_by([store])
+    of_seen, groups = joined_groups([seen, mine], named_by)
     held = groups[np.concatenate([rows["tune"], rows["test"]])]
     leaked = seen[np.isin(of_seen, held) | (seen["source"] == fold).to_numpy()]
-    if len(leaked): raise EcgmmError(f"load_pretrained: {folder} was trained on {len(leaked)} recordings that are held out here, or whose patients are ({leaked['name'].iloc[0]} is one): pre-train it for this fold")
+    doubt = f" ({text})" if (text := _disputed(named_by)) else ""
+    if len(leaked): raise EcgmmError(f"load_pretrained: {folder} was trained on {len(leaked)} recordings that are held out here, or whose patients are ({leaked['name'].iloc[0]} is one): pre-train it for this fold{doubt}")
     return backbone, config
 
 # %% ../nbs/23_pretrain.ipynb #6ec7e780
@@ -235,7 +259,7 @@ def _said(told):
     "What was seen, and what was left out and why, for a person."
     out = told["left_out"]
     why = {"held_out": "held out", "train": "in the train role, but another store connects them with held-out ones", "further_source": "of further stores, from the source that is tested on", "further": "of further stores, connected with held-out ones"}
-    return f"it saw {told['seen']['rows']} recordings; left out: " + ("; ".join(f"{out[k]} {text}" for k, text in why.items() if out[k]) or "none")
+    return f"it saw {told['seen']['rows']} recordings; left out: " + ("; ".join(f"{out[k]} {text}" for k, text in why.items() if out[k]) or "none") + (f"\n{told['disputed']}" if told.get("disputed") else "")
 
 
 @command

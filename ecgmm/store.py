@@ -7,23 +7,22 @@ __all__ = ['prepare_samples', 'prepare_record', 'find_records', 'Store', 'as_fol
            'ecgmm_prepare']
 
 # %% ../nbs/06_store.ipynb #d472693d
-import errno
 import hashlib
 import html
 import json
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.signal import butter, sosfiltfilt
 
-from .command import EcgmmError, command, progress as progress_bar
+from .command import EcgmmError, command, listed, progress as progress_bar
 from .data import ABBREVIATIONS, CLASSES, FS, LEADS, code_names, file_fault, label_vector, read_record, resample
-from .folds import ROLES, make_folds, make_groups, read_patients, roles
+from .folds import ROLES, make_folds, make_groups, read_patients, roles, table_digests
 from .runs import Run, file_digest, file_error, fingerprint, read_marker, write_whole
 
 # %% ../nbs/06_store.ipynb #002c22bc
@@ -142,7 +141,6 @@ def find_records(
 # %% ../nbs/06_store.ipynb #5a0c77d1
 _PART, _PART_BYTES = 256, 256 << 20  # the most records and the most bytes of signal files in a shard
 _READABLE = 1 << 30                  # bytes: a larger file is no resting ECG, is refused when it is prepared, and is not read here
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)   # states of the machine, not faults of a file
 _INPUTS = "inputs.json"              # the digests of the files, in the store
 
 
@@ -166,7 +164,7 @@ def _digest(root, known, header):
             total += s.st_size
             told.append([file.name, digest])
     except OSError as e:
-        if e.errno in _PASSING: raise
+        if not file_fault(e): raise                                 # what the machine lacks is no content of a file
         told.append(["not readable"])                               # its own fault, and said when it is prepared
     return total, fingerprint(told), entries
 
@@ -192,6 +190,9 @@ def _shard(k):
     return f"shard-{k:03d}.npy", f"shard-{k:03d}.json"
 
 
+def _reason(path, e): return " ".join(str(e).removeprefix(f"{path}: ").split())
+
+
 def _prepare_part(root, folder, options, job):
     "Make shard number `k` from one part, unless it is there: what it holds, and what was left out."
     k, headers = job
@@ -201,7 +202,7 @@ def _prepare_part(root, folder, options, job):
     for h in headers:
         try: x, row = prepare_record(root / h, **options)
         except EcgmmError as e:
-            skipped[str(h)] = " ".join(str(e).removeprefix(f"{root / h}: ").split())
+            skipped[str(h)] = _reason(root / h, e)
             continue
         pieces.append(x)
         rows.append(dict(row, path=str(h), source=_source(root / h), shard=k, start=start))
@@ -224,6 +225,37 @@ def _each(work, jobs, workers, processes):
         finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/06_store.ipynb #6be1762d
+_AGAIN = "; prepare it again"
+_META = dict(shards=list, n_folds=int, content=str, fold_hash=str, options=dict)
+_KINDS = (dict.fromkeys(("name", "source", "path", "codes", "sex", "flat", "clipped", "patient", "hash"), str) | dict.fromkeys(("shard", "start", "length", "labelled"), int)
+          | dict.fromkeys(("fs", "seconds", "age", "missing", "einthoven"), float) | dict.fromkeys(ABBREVIATIONS, int))
+
+
+def _read_meta(file):
+    "What the store says of itself; an error that says what to do where it is not a store of ours, or damaged."
+    try: meta = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e: raise EcgmmError(f"{file.parent}: not a store (no readable meta.json); make one with ecgmm_prepare") from e
+    if not isinstance(meta, dict): raise EcgmmError(f"{file.parent}: not a store (meta.json is no object); make one with ecgmm_prepare")
+    expected = dict(version=_VERSION, fs=FS, unit="uV", leads=list(LEADS), classes=[c.code for c in CLASSES])
+    for key, value in expected.items():
+        if meta.get(key) != value: raise EcgmmError(f"{file.parent}: {key} is {meta.get(key)!r}, {value!r} is needed{_AGAIN}")
+    fits = all(type(meta.get(key)) is kind for key, kind in _META.items()) and all(type(n) is int and n >= 0 for n in meta["shards"]) and isinstance(meta.get("patients"), (str, type(None)))
+    if not fits: raise EcgmmError(f"{file}: {', '.join(_META)} are needed, one is missing or damaged{_AGAIN}")
+    return meta
+
+
+def _read_table(file, kinds):
+    "A table of the store with these columns, text, whole numbers or numbers (NaN where an age is unknown)."
+    try: table = pd.read_csv(file, dtype={c: str for c, kind in kinds.items() if kind is str}, keep_default_na=False, na_values={"age": ["", "nan"]}, index_col=False)
+    except OSError as e: raise EcgmmError(f"{file_error(file, e)}{_AGAIN}") from None
+    except ValueError as e: raise EcgmmError(f"{file}: cannot be read: {' '.join(str(e).split())}{_AGAIN}") from None   # empty, no table, not UTF-8
+    if lost := [c for c in kinds if c not in table]: raise EcgmmError(f"{file}: without the column {lost[0]}{_AGAIN}")
+    if not len(table): raise EcgmmError(f"{file}: it lists no recording{_AGAIN}")
+    for c, kind in kinds.items():
+        if kind is not str and table[c].dtype.kind not in ("i" if kind is int else "if"): raise EcgmmError(f"{file}: {'whole ' * (kind is int)}numbers are needed in the column {c}{_AGAIN}")
+    return table
+
+
 class Store:
     "A prepared database: its table in memory, its samples in memory maps."
 
@@ -236,24 +268,34 @@ class Store:
         self._open()
 
     def _open(self):
-        try: self.meta = json.loads((self.folder / "meta.json").read_text())
-        except (OSError, ValueError) as e: raise EcgmmError(f"{self.folder}: not a store (no readable meta.json); make one with ecgmm_prepare") from e
-        if not isinstance(self.meta, dict): raise EcgmmError(f"{self.folder}: not a store (meta.json is no object)")
-        expected = dict(version=_VERSION, fs=FS, unit="uV", leads=list(LEADS), classes=[c.code for c in CLASSES])
-        for key, value in expected.items():
-            if self.meta.get(key) != value: raise EcgmmError(f"{self.folder}: {key} is {self.meta.get(key)!r}, {value!r} is needed; prepare it again")
-        text = dict.fromkeys(("name", "source", "path", "codes", "sex", "flat", "clipped", "patient", "hash"), str)
-        self.records = pd.read_csv(self.folder / "records.csv", dtype=text, keep_default_na=False, na_values={"age": ["", "nan"]})
-        table = pd.read_csv(self.folder / "folds.csv", dtype={"path": str, "name": str})
-        if list(table["path"]) != list(self.records["path"]): raise EcgmmError(f"{self.folder}: folds.csv and records.csv do not list the same records")
+        self.meta = _read_meta(self.folder / "meta.json")
+        self.records, table = _read_table(self.folder / "records.csv", _KINDS), _read_table(self.folder / "folds.csv", dict(path=str, name=str, group=int, fold=int))
+        if list(table["path"]) != list(self.records["path"]): raise EcgmmError(f"{self.folder}: folds.csv and records.csv do not list the same records{_AGAIN}")
         self.groups, self.folds = table["group"].to_numpy(), table["fold"].to_numpy()
-        self.y = self.records[list(ABBREVIATIONS)].to_numpy(np.uint8)
+        if not ((self.folds >= 0) & (self.folds < self.meta["n_folds"])).all(): raise EcgmmError(f"{self.folder / 'folds.csv'}: folds from 0 to {self.meta['n_folds'] - 1} are needed{_AGAIN}")
+        self.y = self.records[list(ABBREVIATIONS)].to_numpy()
+        if not np.isin(self.y, (0, 1)).all(): raise EcgmmError(f"{self.folder / 'records.csv'}: labels of 0 or 1 are needed{_AGAIN}")
+        self.y = self.y.astype(np.uint8)
         self.shards = []
         for k, length in enumerate(self.meta["shards"]):
             try: self.shards.append(np.load(self.folder / _shard(k)[0], mmap_mode="r"))
-            except (OSError, ValueError) as e: raise EcgmmError(f"{self.folder / _shard(k)[0]}: cannot be read: {e}") from None
+            except (OSError, ValueError, EOFError) as e: raise EcgmmError(f"{self.folder / _shard(k)[0]}: cannot be read: {e}{_AGAIN}") from None
             if self.shards[-1].shape != (length, 12) or self.shards[-1].dtype != np.int16:
-                raise EcgmmError(f"{self.folder}/shard-{k:03d}.npy: ({length}, 12) int16 is needed, got {self.shards[-1].shape} {self.shards[-1].dtype}")
+                raise EcgmmError(f"{self.folder}/shard-{k:03d}.npy: ({length}, 12) int16 is needed, got {self.shards[-1].shape} {self.shards[-1].dtype}{_AGAIN}")
+        shard, start, length = (self.records[c].to_numpy() for c in ("shard", "start", "length"))
+        ends = np.array([*self.meta["shards"], -1])[np.where((shard >= 0) & (shard < len(self.shards)), shard, -1)]      # nothing lies in a shard that is not there
+        if (outside := (start < 0) | (length < 1) | (length > ends - start)).any():
+            raise EcgmmError(f"{self.folder / 'records.csv'}: {self.records['path'][outside.argmax()]} lies outside the samples of its shard{_AGAIN}")
+
+    @cached_property
+    def named(self) -> dict:   # the `table_digests` of the table of patients; {} where there was none, or in a store that was made before they were kept
+        "By what the table of patients is known again when it has grown."
+        file, digest = self.folder / "patients.csv", self.meta.get("patients_digest")
+        if digest is None: return {}
+        try: known = file_digest(file)
+        except OSError as e: raise EcgmmError(f"{file_error(file, e)}{_AGAIN}") from None
+        if known != digest: raise EcgmmError(f"{file}: it is not as it was written with the store{_AGAIN}")
+        return dict(pd.read_csv(file, dtype=str, keep_default_na=False).to_numpy().tolist())
 
     def __len__(self): return len(self.records)
 
@@ -300,7 +342,7 @@ def as_fold(
     text: str,   # as a command is given it: "3" or "georgia"
 ):               # the number of a fold, or the name of a source
     "What `Store.split` takes."
-    return int(text) if str(text).strip().isdigit() else str(text).strip()
+    return int(text) if re.fullmatch(r"\d{1,18}", str(text).strip(), re.ASCII) else str(text).strip()
 
 # %% ../nbs/06_store.ipynb #02f29766
 def source_table(
@@ -359,6 +401,9 @@ def data_card(
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/06_store.ipynb #071b73a0
+_FOLDS = 10   # the usual number
+
+
 def _found(roots, base):
     "All headers below the roots, as paths below `base`, and what cannot be used as path -> reason."
     headers, lost = [], {}
@@ -380,6 +425,31 @@ def _known_inputs(store):
     return known if fits else {}
 
 
+def _none_usable(skipped):
+    "The error for a database of which nothing is left."
+    return EcgmmError("\n".join([f"none of the {len(skipped)} files can be used:", *(f"  {path}: {why}" for path, why in sorted(skipped.items())[:5]), *["  ..."] * (len(skipped) > 5)]))
+
+
+def _check_usable(base, headers, lost, options):
+    "An error, while a finished store is still there, if nothing of what is to replace it can be used."
+    skipped = dict(lost)
+    for h in headers:
+        try: return prepare_record(base / h, **options)[1]["name"]
+        except EcgmmError as e: skipped[str(h)] = _reason(base / h, e)
+        except OSError as e: raise file_error(e.filename or base / h, e) from None
+    raise _none_usable(skipped)
+
+
+def _at_most(headers, who):
+    "How many groups there can be: those that identical samples connect, too, are known only later."
+    return len({who.get(h.stem, h) for h in headers})
+
+
+def _check_folds(n_folds, n, of):
+    "A few recordings to learn from without labels need no folds, so up to ten may stay empty; who asks for more wants them filled."
+    if n_folds > max(n, _FOLDS): raise EcgmmError(f"n_folds of at most {max(n, _FOLDS)} is needed for {n} {of}, got {n_folds}")
+
+
 def prepare(
     data,                       # folder with WFDB records at any depth, or a list of such folders
     store,                      # the store to make
@@ -387,8 +457,8 @@ def prepare(
     derive: bool = False,       # compute missing limb leads from two present ones
     max_missing: float = 0.05,  # the largest share of missing samples that is bridged in a lead
     patients=None,              # CSV that says which patient a record belongs to, see `read_patients`
-    seed: int = 0,              # of the folds
-    n_folds: int = 10,          # how many folds, at least 3
+    seed: int = 0,              # of the folds, 0 to 2**32 - 1
+    n_folds: int = _FOLDS,      # how many folds, at least 3
     overwrite: bool = False,    # replace a store that is there and was made otherwise, or make the same one again
     workers: int | None = None, # at a time; None: one a core
     processes: bool = False,    # workers are processes, not threads: faster, but the calling script needs `if __name__ == "__main__"`
@@ -398,11 +468,16 @@ def prepare(
     if n_folds < len(ROLES): raise EcgmmError(f"at least {len(ROLES)} folds are needed, one for each of {', '.join(ROLES)}, got {n_folds}")
     if workers is not None and workers < 1: raise EcgmmError(f"at least one worker is needed, got {workers}")
     if not 0 <= max_missing < 1: raise EcgmmError(f"max_missing must be from 0 to below 1, got {max_missing}")
-    roots, store = [Path(d).resolve() for d in ([data] if isinstance(data, (str, Path)) else data)], Path(store)
+    if not 0 <= seed < 2**32: raise EcgmmError(f"a seed from 0 to {2**32 - 1} is needed, got {seed}")
+    given = [data] if isinstance(data, (str, Path)) else list(data)
+    if not given or not all(str(d).strip() for d in given): raise EcgmmError(f"a folder with recordings is needed, got {data!r}")
+    if not str(store).strip(): raise EcgmmError(f"a folder for the store is needed, got {store!r}")
+    roots, store = [Path(d).resolve() for d in given], Path(store)
     base, workers = Path(os.path.commonpath(roots)), workers or os.cpu_count() or 1
     headers, lost = _found(roots, base)
     who = read_patients(patients) if patients else {}
     if patients and not {h.stem for h in headers} & set(who): raise EcgmmError(f"{patients} names none of the {len(headers)} records")
+    _check_folds(n_folds, _at_most(headers, who), "groups of recordings")
     options = dict(denoise=denoise, derive=derive, max_missing=max_missing)
     with progress_bar(len(headers), "recordings", "read", progress) as bar:
         work, seen = partial(_digest, base, _known_inputs(store)), []
@@ -413,7 +488,9 @@ def prepare(
     identity = settings | dict(version=_VERSION, recordings=len(headers), files=fingerprint([files, sorted(lost.items())]))
     jobs = list(enumerate(_parts([size for size, _, _ in seen], headers)))
     shards = [name for k, _ in jobs for name in _shard(k)]
-    with Run.begin(store, "store", identity, [_INPUTS, *shards, *_TABLES], overwrite=overwrite, say=progress) as run:
+    tables = [*_TABLES, *(["patients.csv"] if patients else [])]
+    if overwrite and read_marker(store): _check_usable(base, headers, lost, options)
+    with Run.begin(store, "store", identity, [_INPUTS, *shards, *tables], overwrite=overwrite, say=progress) as run:
         if not run.done:
             run.write(_INPUTS, json.dumps({path: entry for _, _, entries in seen for path, entry in entries.items()}))
             done = _prepare_parts(partial(_prepare_part, base, store, options), jobs, len(headers), min(workers, len(jobs)), processes, progress)
@@ -443,19 +520,25 @@ def _finish(run, done, lost, who, settings):
     skipped = sorted((lost | {path: why for part in done for path, why in part["skipped"].items()}).items())
     if not len(rows):
         run.drop(*run.files)                                                # nothing is left of a store without recordings
-        raise EcgmmError("\n".join([f"none of the {len(skipped)} files can be used:", *(f"  {path}: {why}" for path, why in skipped[:5]), *["  ..."] * (len(skipped) > 5)]))
+        raise _none_usable(dict(skipped))
     y = np.stack([label_vector(codes.split()) for codes in rows["codes"]])
     rows["patient"] = [who.get(name, "") for name in rows["name"]]
     groups = make_groups(list(rows["patient"]), list(rows["hash"]))
+    try: _check_folds(settings["n_folds"], groups.max() + 1, "groups of recordings")
+    except EcgmmError: run.drop(*run.files); raise
     fold = make_folds(y, groups, rows["source"], settings["n_folds"], settings["seed"])
     tables = {"skipped.csv": pd.DataFrame(skipped, columns=["path", "reason"]),
               "records.csv": pd.concat([rows[_COLUMNS], pd.DataFrame(y, columns=ABBREVIATIONS)], axis=1),
               "folds.csv": pd.DataFrame(dict(path=rows["path"], name=rows["name"], group=groups, fold=fold))}
     text = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
     for name in tables: run.write(name, text[name])
-    content = fingerprint([text["records.csv"], text["folds.csv"], settings["options"], _VERSION])      # the records' hashes stand for their samples
+    content = fingerprint([text["records.csv"], text["folds.csv"], settings["options"], _VERSION, *([settings["patients"]] if who else [])])   # the records' hashes stand for their samples; and a table that has grown connects more
+    digest = None
+    if who:
+        run.write("patients.csv", pd.DataFrame(table_digests(who).items(), columns=["record", "patient"]).to_csv(index=False, lineterminator="\n"))
+        digest = file_digest(run.folder / "patients.csv")
     meta = dict(version=_VERSION, fs=FS, unit="uV", leads=list(LEADS), classes=[c.code for c in CLASSES], class_names=[c.name for c in CLASSES],
-                shards=[part["length"] for part in done], content=content, fold_hash=fingerprint(text["folds.csv"]), **settings)
+                shards=[part["length"] for part in done], content=content, fold_hash=fingerprint(text["folds.csv"]), patients_digest=digest, **settings)
     run.write("meta.json", json.dumps(meta, indent=1))
     store = Store.__new__(Store)
     store.folder = run.folder
@@ -474,13 +557,13 @@ def ecgmm_prepare(
     max_missing: float = 0.05,   # largest share of missing samples in a lead that is bridged, 0 to 1
     patients: str = None,        # CSV record,patient, or PTB-XL's ptbxl_database.csv
     n_folds: int = 10,           # number of folds, at least 3
-    seed: int = 0,               # of the stratification
+    seed: int = 0,               # of the stratification, 0 to 4294967295
     overwrite: bool = False,     # replace a store that is there and was made otherwise
     workers: int = None,         # at a time; one a core if not given
     processes: bool = False,     # workers are processes instead of threads: faster where there are many cores
 ):
     "Prepare a folder of 12-lead WFDB records: one store at 100 Hz, with folds, a data card, and a reason for every file left out."
-    made = prepare(data.split(","), store, denoise, derive, max_missing, patients, seed, n_folds, overwrite, workers, processes)
+    made = prepare(listed(data), store, denoise, derive, max_missing, patients, seed, n_folds, overwrite, workers, processes)
     skipped = pd.read_csv(made.folder / "skipped.csv")
     print(source_table(made.records).to_string())
     doubled = made.records["hash"].duplicated().sum()

@@ -346,7 +346,7 @@ def choose(
 # %% ../nbs/50_thresholds.ipynb #dbff075b
 @command
 def ecgmm_thresholds(
-    model: str = "models/signal-fold0",  # folder of a run that ecgmm_finetune finished
+    model: str = "models/signal-fold0",  # folder of a run that ecgmm_finetune or ecgmm_fuse finished; its earlier decision is replaced
     best_by: str = "auroc",              # the model whose epoch was chosen by: auroc or auprc
     protocol: str = "nested",            # nested (chosen on tune, saved with the model) or paper (chosen on test, for comparison only)
     calibration: str = "temperature",    # temperature, isotonic or none

@@ -128,7 +128,7 @@ def _load_checkpoint(path, method, optimizer, settings):
     "Put a checkpoint back into method and optimiser, if it belongs to the same run; returns its history and the best so far."
     told, tensors = _read_checkpoint(path)
     for key, value in settings.items():
-        if told["settings"].get(key) != value: raise EcgmmError(f"{path}: made with {key}={told['settings'].get(key)}, this run has {key}={value}: the schedule of the learning rate and the order of batches would be another's; give another folder")
+        if told["settings"].get(key) != value: raise EcgmmError(f"{path}: made with {key}={told['settings'].get(key)}, this run has {key}={value}: it would be neither that run nor a new one; give another folder")
     part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     here, there = method.state_dict(), part("model/")
     for k in [*here, *there]:

@@ -198,3 +198,38 @@ def test_an_array_from_a_file(tmp_path, model, ecg):
     (tmp_path / "said.csv").write_text(said)
     row, = pd.read_csv(tmp_path / "said.csv").to_dict("records")
     assert np.allclose([row[c] for c in ABBREVIATIONS], predict(model, ecg, 500, cpu=True).loc[0, list(ABBREVIATIONS)].to_numpy(float), atol=1e-3)
+
+
+# ---- pipes, and a share that goes away
+
+@pytest.mark.parametrize("format", ["table", "csv", "json"])
+@pytest.mark.parametrize("closed", ["stdout", "both"])
+def test_a_closed_pipe_ends_it_quietly(tmp_path, model, ecg, format, closed):
+    "Nobody reads (`| head` that is gone already): no trace, and a shell's status for a closed pipe."
+    for k in range(3): write_record(tmp_path / "ward", Record(f"P{k}", ecg, 500))
+    (tmp_path / "run.py").write_text("import sys\nfrom ecgmm.predict import ecgmm_predict\nsys.argv[0] = 'ecgmm_predict'\necgmm_predict()\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    try: done = subprocess.run([sys.executable, "run.py", "--model", str(model), "--data", "ward", "--format", format, "--cpu"], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE if closed == "stdout" else writer, text=True, timeout=HANG, env=env)
+    finally: os.close(writer)
+    assert done.returncode == 141
+    if closed == "stdout": assert not re.search("Traceback|BrokenPipe|Exception ignored", done.stderr), done.stderr
+
+
+def test_what_was_judged_outlives_its_recordings(tmp_path, model, ecg):
+    "The same command after the signal files went away: an error, and every result is still there; with the files, done already."
+    for k in range(3): write_record(tmp_path / "ward", Record(f"P{k}", ecg, 500))
+    ask = lambda: command(model, "ward", "--out", "scores", "--format", "challenge", cwd=tmp_path)
+    results = lambda: {p.name: p.read_bytes() for p in (tmp_path / "scores").glob("*.csv")}
+    assert ask()[0] == 0 and len(results()) == 3
+    judged = results()
+    for gone in (1, 3):
+        away = {p: p.read_bytes() for p in sorted((tmp_path / "ward").glob("*.mat"))[:gone]}
+        for p in away: p.unlink()
+        status, said, errors, _ = ask()
+        assert status == (gone == 3) and results() == judged and said.count("judged by an earlier call, is kept") == gone, said + errors
+        for p, content in away.items(): p.write_bytes(content)
+    for words in ("3 of 3 recordings judged, written to scores", "done already"):
+        status, said, *_ = ask()
+        assert status == 0 and words in said and results() == judged, said

@@ -256,6 +256,48 @@ def test_nothing_usable_is_one_clear_error(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+UNUSABLE = {  # calls that cannot end in a store, each with what is said
+    "no usable file": (lambda root: [h.with_suffix(".mat").unlink() for h in root.rglob("*.hea")], {}, "none of the 4 files can be used"),
+    "no header": (lambda root: [h.unlink() for h in root.rglob("*.hea")], {}, "no WFDB header"),
+    "no folder": (shutil.rmtree, {}, "is not a folder"),
+    "an impossible seed": (lambda root: None, dict(seed=2**32), "a seed from 0"),
+    "too many folds": (lambda root: None, dict(n_folds=1000), "n_folds of at most"),
+    "no data": (lambda root: None, dict(data=""), "a folder with recordings"),
+    "no table": (lambda root: None, dict(patients="nowhere.csv"), "nowhere.csv"),
+    "a bad option": (lambda root: None, dict(max_missing=2.0), "max_missing"),
+    "no worker": (lambda root: None, dict(workers=0), "worker")}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_a_store_is_replaced_only_by_another(tmp_path, what):
+    "Whatever is wrong with the new data or options, --overwrite leaves the finished store as it is, whole and open."
+    root, (spoil, options, said) = database(tmp_path / "db", 4), UNUSABLE[what]
+    store = prepare(root, tmp_path / "store", progress=False)
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()}
+    spoil(root)
+    with pytest.raises(EcgmmError, match=said): prepare(**dict(data=root, store=store.folder, overwrite=True, progress=False) | options)
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()} == before and len(Store(store.folder)) == 4
+
+
+def test_one_usable_recording_is_enough_to_replace_a_store(tmp_path):
+    root = database(tmp_path / "db", 4)
+    prepare(root, tmp_path / "store", progress=False)
+    for header in sorted(root.rglob("*.hea"))[:3]: header.with_suffix(".mat").unlink()
+    store = prepare(root, tmp_path / "store", overwrite=True, progress=False)
+    assert list(store.records["name"]) == ["W0003"] and len(pd.read_csv(store.folder / "skipped.csv")) == 3
+
+
+@pytest.mark.parametrize("content, said", [(None, "No such file"), ("folder", "directory"), (b"", "it is empty"), ("record,patient\nW0000,M\u00fcller\n".encode("latin-1"), "UTF-8"), (b"ecg_id,patient_id\nx,1\n", "line 2"), (b"a;b\n", "record,patient")])
+def test_a_table_of_patients_that_cannot_be_read_is_one_line(tmp_path, content, said):
+    root, table = database(tmp_path / "db", 2), tmp_path / "people.csv"
+    if content == "folder": table.mkdir()
+    elif content is not None: table.write_bytes(content)
+    code = f"import sys; from ecgmm.store import ecgmm_prepare\nsys.argv = ['ecgmm_prepare', '--data', {str(root)!r}, '--store', {str(tmp_path / 'store')!r}, '--patients', {str(table)!r}]\necgmm_prepare()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(table) in done.stderr and said in done.stderr, done.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
     root = database(tmp_path / "db", 2)
     (tmp_path / "thesis").mkdir()
