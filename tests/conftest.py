@@ -38,7 +38,7 @@ def wheel(tmp_path_factory):
 
 
 SECONDS = {  # of one core, roughly: test modules and notebooks; what is not named takes a few
-    "test_readme": 140, "test_folders": 100, "test_pretrain": 100, "test_commands": 60, "test_package": 40, "test_predict": 30, "test_prepare": 20, "test_two_processes_ssl": 20, "test_two_processes": 15, "test_resume": 15,
+    "test_readme": 140, "test_pretrain": 80, "test_commands": 60, "test_folders": 40, "test_package": 40, "test_predict": 30, "test_prepare": 20, "test_two_processes_ssl": 20, "test_two_processes": 15, "test_resume": 15,
     "60_results": 55, "55_study": 50, "40_fusion": 50, "30_finetune": 50, "31_comparison": 45, "23_pretrain": 45, "22_dino": 45, "21_byol": 35, "20_simclr": 35, "50_thresholds": 25, "52_predict": 25, "70_plan": 20, "13_probes": 20,
     "11_training": 20, "10_models": 20, "06_store": 15, "07_windows": 15, "01_synthetic": 10, "12_metrics": 10}
 

@@ -69,7 +69,7 @@ def test_killed_and_resumed(stores, tmp_path, method):
 
 def test_stopped_by_hand(stores, tmp_path):
     "Ctrl-C is one line; the run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed one."
-    options = ["--store", stores / "other", "--method", "byol", *SMALL, "--epochs", 3, "--batch_size", 32, "--probe_every", 0]
+    options = ["--store", stores / "other", "--method", "byol", *SMALL, "--epochs", 3, "--batch_size", 16, "--probe_every", 0]
     status, _, err = child("ecgmm_pretrain", "--out", "stopped", *options, cwd=tmp_path, before=struck("stopped", signal.SIGINT, after=1)).end()
     assert status == 1 and err.strip().splitlines()[-1].startswith("ecgmm_pretrain: stopped") and "Traceback" not in err, err
     assert len((tmp_path / "stopped" / "training" / "history.jsonl").read_text().splitlines()) == 1
