@@ -233,7 +233,7 @@ def test_torch_for_cpus_or_the_usual_one(tmp_path, monkeypatch, capsys, has, ind
 
 # ---- make, and what runs on other machines
 
-def recipe(*words): return run("make", "-n", "-f", ROOT / "Makefile", *words, cwd=ROOT)
+def recipe(*words): return run("make", "--no-print-directory", "-n", "-f", ROOT / "Makefile", *words, cwd=ROOT)
 
 
 def test_clean_takes_no_folder_of_the_user(tmp_path):
@@ -253,7 +253,7 @@ def test_demo_and_test_take_the_torch_that_fits(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt"): (tmp_path / name).touch()
     for target in ("demo", "test", "docs"):
-        said = run("make", "-n", target, cwd=tmp_path)
+        said = run("make", "--no-print-directory", "-n", target, cwd=tmp_path)
         assert 0 < said.index("install_torch.py -c constraints.txt") < said.index("pip install"), said
 
 
