@@ -35,6 +35,8 @@ class _Lines(tqdm):
                 file.flush()
         return line
 
+    def moveto(self, n): "A bar within a bar has lines of its own: the cursor stays."
+
 
 def progress(
     total: int,          # of how many
