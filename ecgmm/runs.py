@@ -183,7 +183,7 @@ def _take(lock):
     raise EcgmmError(f"{lock.parent}: another process is at work here")
 
 # %% ../nbs/00_runs.ipynb #b0000016
-MARKER, _FORMAT, _LARGEST = "run.json", "ecgmm run 1", 64 << 20   # bytes: of a database of 43,101 recordings it has 3 million
+MARKER, _FORMAT, _LARGEST = "run.json", "ecgmm run 1", 64 << 20   # bytes: it lists each file, which in a database of the size of the Challenge's takes some 8 million
 _FIELDS = dict(kind=str, identity=dict, state=str, files=list, whole=list, stale=list, result=dict)   # of a marker
 
 
