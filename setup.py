@@ -1,4 +1,5 @@
 "The package's metadata lives in settings.ini; this file only hands it to setuptools."
+
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -11,14 +12,17 @@ config.read_string((HERE / "settings.ini").read_text(encoding="utf-8"))
 cfg = config["DEFAULT"]
 
 
-def words(key): return cfg[key].split()
+def words(key):
+    return cfg[key].split()
 
 
 def absolute_links(markdown):
     "Links to files of the repository, as they read where the README stands alone; code is left as it is."
+
     def whole(m):
         raw = m[1].startswith(("![", "src"))
         return f"{m[1]}{m[2]}{cfg['git_url']}/{'raw' if raw else 'blob'}/{cfg['branch']}/{m[3]}"
+
     link = re.compile(r"""(!?\[[^\]]*|src=|href=)(\]\(|["'])(?!\w+:|[#/])([^\s)"']+)""")
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
     return "".join(part if k % 2 else link.sub(whole, part) for k, part in enumerate(parts))
@@ -40,7 +44,7 @@ setup(
         "Issues": cfg["git_url"] + "/issues",
         "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md",
     },
-    license_expression="MIT AND BSD-2-Clause",   # the code, and the Challenge's tables
+    license_expression="MIT AND BSD-2-Clause",  # the code, and the Challenge's tables
     license_files=["LICENSE", "ecgmm/tables/LICENSE"],
     packages=find_packages(include=["ecgmm", "ecgmm.*"]),
     package_data={"ecgmm": ["tables/*", "raw_results/*", "py.typed"]},
@@ -48,7 +52,9 @@ setup(
     install_requires=words("requirements"),
     extras_require={"dev": words("dev_requirements")},
     entry_points={
-        "console_scripts": [line.strip() for line in cfg["console_scripts"].splitlines() if line.strip()],
+        "console_scripts": [
+            line.strip() for line in cfg["console_scripts"].splitlines() if line.strip()
+        ],
         "nbdev": ["ecgmm=ecgmm._modidx:d"],
     },
     classifiers=[

@@ -1,1 +1,5 @@
 __version__ = "0.1.0"
+
+
+class EcgmmError(ValueError):
+    "What a person can mend: input, options, files, disk. The message names the file and what was needed."

@@ -11,9 +11,9 @@ import copy
 import torch
 from torch import nn
 
-from .command import EcgmmError
+from . import EcgmmError
 from .models import mlp
-from .probes import embedding_spread
+from .probes import feature_spread
 from .simclr import directions
 from .spectrogram import FrontEnd
 from .training import cosine, ema_update
@@ -21,44 +21,62 @@ from .views import make_views, recipe
 
 # %% ../nbs/21_byol.ipynb #315cca9a
 def byol_loss(
-    predicted: torch.Tensor,   # (B, D) what the online network predicts from one view
-    target: torch.Tensor,      # (B, D) what the target network makes of the *other* view; no gradient passes
-) -> torch.Tensor:             # scalar between 0 and 4
+    predicted: torch.Tensor,  # (B, D) what the online network predicts from one view
+    # (B, D) what the target network makes of the *other* view; no gradient passes
+    target: torch.Tensor,
+) -> torch.Tensor:  # scalar between 0 and 4
     "The mean squared distance between the two directions: 2 - 2 cos."
-    if predicted.shape != target.shape or predicted.ndim != 2: raise EcgmmError(f"byol_loss: two (B, D) of one shape are needed, got {tuple(predicted.shape)} and {tuple(target.shape)}")
+    if predicted.shape != target.shape or predicted.ndim != 2:
+        raise EcgmmError(
+            f"byol_loss: two (B, D) of one shape are needed, got {tuple(predicted.shape)} and {tuple(target.shape)}"
+        )
     return 2 - 2 * (directions(predicted) * directions(target.detach())).sum(1).mean()
 
 # %% ../nbs/21_byol.ipynb #c92bc2aa
 class BYOL(nn.Module):
     "An online network that learns, a predictor on top of it, and a target network that follows slowly."
 
-    def __init__(self,
-        front: FrontEnd,             # fitted; fixes the modality
-        encoder: nn.Module,          # standardised windows to (B, n_out)
-        groups=None,                 # views, one group of two; `recipe("pair", modality)` if None
-        dim: int = 128,              # features of projection and prediction (the paper's code)
-        hidden: int = 512,           # hidden units of projector and predictor (the paper's code)
-        momentum: float = 0.99,      # of the target at the first step, 1 at the last (BYOL's paper: 0.996 over long runs; the paper's code: 0.9 throughout)
+    def __init__(
+        self,
+        front: FrontEnd,  # fitted; fixes the modality
+        encoder: nn.Module,  # standardised windows to (B, n_out)
+        groups=None,  # views, one group of two; `recipe("pair", modality)` if None
+        dim: int = 128,  # features of projection and prediction (the paper's code)
+        hidden: int = 512,  # hidden units of projector and predictor (the paper's code)
+        # of the target at the first step, 1 at the last (BYOL's paper: 0.996 over long runs; the
+        # paper's code: 0.9 throughout)
+        momentum: float = 0.99,
     ):
         super().__init__()
-        if not 0 <= momentum <= 1: raise EcgmmError(f"BYOL: a momentum from 0 to 1 is needed, got {momentum}")
+        if not 0 <= momentum <= 1:
+            raise EcgmmError(f"BYOL: a momentum from 0 to 1 is needed, got {momentum}")
         self.front, self.momentum = front, momentum
         self.groups = recipe("pair", front.modality) if groups is None else groups
-        if [g.n for g in self.groups] != [2]: raise EcgmmError(f"BYOL: one group of two views is needed, got groups of {[g.n for g in self.groups]}")
+        if [g.n for g in self.groups] != [2]:
+            raise EcgmmError(
+                f"BYOL: one group of two views is needed, got groups of {[g.n for g in self.groups]}"
+            )
         self.encoder, self.projector = encoder, mlp(encoder.n_out, hidden, dim, norm=True)
         self.predictor = mlp(dim, hidden, dim, norm=True)
-        self.target = nn.ModuleDict({"encoder": copy.deepcopy(self.encoder), "projector": copy.deepcopy(self.projector)}).requires_grad_(False)
+        self.target = nn.ModuleDict(
+            {"encoder": copy.deepcopy(self.encoder), "projector": copy.deepcopy(self.projector)}
+        ).requires_grad_(False)
 
-    def loss(self,
-        batch: dict,             # "x": (B, 12, T) mV or (B, W, 12, T)
-        rng: torch.Generator,    # on the device of x
-    ):                           # the loss, and figures: "spread" of the features, "target_spread" of what is to be predicted
+    def loss(
+        self,
+        batch: dict,  # "x": (B, 12, T) mV or (B, W, 12, T)
+        rng: torch.Generator,  # on the device of x
+    ):  # the loss, and figures: "spread" of the features, "target_spread" of what is to be predicted
         "Each view's prediction against the target's projection of the other view."
-        views, = make_views(batch["x"], self.front, self.groups, rng)
+        (views,) = make_views(batch["x"], self.front, self.groups, rng)
         h = self.encoder(views)
         p1, p2 = self.predictor(self.projector(h)).chunk(2)
-        with torch.no_grad(): t1, t2 = (z := self.target["projector"](self.target["encoder"](views))).chunk(2)
-        return (byol_loss(p1, t2) + byol_loss(p2, t1)) / 2, {"spread": embedding_spread(h), "target_spread": embedding_spread(z)}
+        with torch.no_grad():
+            t1, t2 = (z := self.target["projector"](self.target["encoder"](views))).chunk(2)
+        return (byol_loss(p1, t2) + byol_loss(p2, t1)) / 2, {
+            "spread": feature_spread(h),
+            "target_spread": feature_spread(z),
+        }
 
     def target_momentum(self, step: int, n_steps: int) -> float:
         "How slowly the target follows: from `momentum` at the first step to 1 at the last."
@@ -67,4 +85,5 @@ class BYOL(nn.Module):
     def after_step(self, step: int, n_steps: int):
         "The target takes a small step towards the online network."
         m = self.target_momentum(step, n_steps)
-        for name, part in (("encoder", self.encoder), ("projector", self.projector)): ema_update(self.target[name], part, m)
+        for name, part in (("encoder", self.encoder), ("projector", self.projector)):
+            ema_update(self.target[name], part, m)

@@ -20,7 +20,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from .command import EcgmmError, command, listed, progress as progress_bar
+from . import EcgmmError
+from .settings import command, listed
+from .runs import progress as progress_bar
 from .data import ABBREVIATIONS
 from .finetune import finetune, probe, random_backbone
 from .metrics import macro, per_class
@@ -30,13 +32,15 @@ from .store import Store
 
 # %% ../nbs/31_comparison.ipynb #4a17f437
 def weighted_auroc(
-    y: np.ndarray,        # (N,) labels of one class, 0 or 1
-    prob: np.ndarray,     # (N,) its probabilities, or anything that ranks
-    weight: np.ndarray,   # (M, N) how often each recording was drawn, a row per draw
-) -> np.ndarray:          # (M,) NaN where a draw has no positives or no negatives
+    y: np.ndarray,  # (N,) labels of one class, 0 or 1
+    prob: np.ndarray,  # (N,) its probabilities, or anything that ranks
+    weight: np.ndarray,  # (M, N) how often each recording was drawn, a row per draw
+) -> np.ndarray:  # (M,) NaN where a draw has no positives or no negatives
     "The area under the ROC curve of every draw."
     order = np.argsort(prob, kind="stable")
-    first = np.flatnonzero(np.diff(prob[order], prepend=np.nan) != 0)                 # where each group of equal probabilities begins
+    first = np.flatnonzero(
+        np.diff(prob[order], prepend=np.nan) != 0
+    )  # where each group of equal probabilities begins
     positive, w = np.asarray(y, bool)[order], weight[:, order]
     wp, wn = (np.add.reduceat(w * mask, first, axis=1) for mask in (positive, ~positive))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -44,14 +48,19 @@ def weighted_auroc(
 
 # %% ../nbs/31_comparison.ipynb #4d78bfde
 def weighted_auprc(
-    y: np.ndarray,        # (N,) labels of one class, 0 or 1
-    prob: np.ndarray,     # (N,) its probabilities, or anything that ranks
-    weight: np.ndarray,   # (M, N) how often each recording was drawn, a row per draw
-) -> np.ndarray:          # (M,) NaN where a draw has no positives
+    y: np.ndarray,  # (N,) labels of one class, 0 or 1
+    prob: np.ndarray,  # (N,) its probabilities, or anything that ranks
+    weight: np.ndarray,  # (M, N) how often each recording was drawn, a row per draw
+) -> np.ndarray:  # (M,) NaN where a draw has no positives
     "The average precision of every draw, with equal probabilities taken together."
     order = np.argsort(-prob, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(prob[order])), len(order) - 1)            # the last of each group of equals
-    tp, all_ = (np.cumsum(w, axis=1)[:, last] for w in ((weight * np.asarray(y, bool))[:, order], weight[:, order]))
+    last = np.append(
+        np.flatnonzero(np.diff(prob[order])), len(order) - 1
+    )  # the last of each group of equals
+    tp, all_ = (
+        np.cumsum(w, axis=1)[:, last]
+        for w in ((weight * np.asarray(y, bool))[:, order], weight[:, order])
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(all_ > 0, tp / all_, 0)
         return (np.diff(tp, axis=1, prepend=0) * precision).sum(1) / tp[:, -1]
@@ -61,33 +70,49 @@ FIGURES = {"auroc": weighted_auroc, "auprc": weighted_auprc}
 
 
 def draws(
-    y: np.ndarray,            # (N, K) labels of a test fold
-    probs,                    # list of (N, K) probabilities: runs of one arm, such as its seeds
-    weight: np.ndarray,       # (M, N) how often each recording was drawn
-    figure: str = "auroc",    # or "auprc"
-    least: int = 3,           # classes with fewer positives among the N are left out
-) -> np.ndarray:              # (M,) the macro mean over classes, then the mean over runs
+    y: np.ndarray,  # (N, K) labels of a test fold
+    probs,  # list of (N, K) probabilities: runs of one arm, such as its seeds
+    weight: np.ndarray,  # (M, N) how often each recording was drawn
+    figure: str = "auroc",  # or "auprc"
+    least: int = 3,  # classes with fewer positives among the N are left out
+) -> np.ndarray:  # (M,) the macro mean over classes, then the mean over runs
     "A figure of one arm on one fold, for every draw; an error if no class has enough positives."
     kept = np.flatnonzero((y.sum(0) >= least) & (y.sum(0) < len(y)))
-    if len(kept) == 0: raise EcgmmError(f"draws: a class with at least {least} positive recordings is needed, there is none among {len(y)}")
+    if len(kept) == 0:
+        raise EcgmmError(
+            f"draws: a class with at least {least} positive recordings is needed, there is none among {len(y)}"
+        )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)               # a draw in which no class can be judged is NaN
-        return np.mean([np.nanmean([FIGURES[figure](y[:, k], p[:, k], weight) for k in kept], axis=0) for p in probs], axis=0)
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # a draw in which no class can be judged is NaN
+        return np.mean(
+            [
+                np.nanmean([FIGURES[figure](y[:, k], p[:, k], weight) for k in kept], axis=0)
+                for p in probs
+            ],
+            axis=0,
+        )
 
 # %% ../nbs/31_comparison.ipynb #1ad51cb3
 def paired_interval(
-    ys,                       # list of (N, K) labels, one per test fold
-    arm,                      # list (one per fold) of lists (one per seed) of (N, K) probabilities
-    other,                    # the same of the arm it is compared with
-    figure: str = "auroc",    # or "auprc"
-    n: int = 1000,            # number of draws
-    seed: int = 0,            # of the draws
-    level: float = 0.95,      # share of the draws that lie inside
-) -> tuple:                   # the difference arm - other, and the two ends of its interval
+    ys,  # list of (N, K) labels, one per test fold
+    arm,  # list (one per fold) of lists (one per seed) of (N, K) probabilities
+    other,  # the same of the arm it is compared with
+    figure: str = "auroc",  # or "auprc"
+    n: int = 1000,  # number of draws
+    seed: int = 0,  # of the draws
+    level: float = 0.95,  # share of the draws that lie inside
+) -> tuple:  # the difference arm - other, and the two ends of its interval
     "Mean difference over folds and seeds, with a bootstrap over recordings that both arms share."
     rng, total, at_all = np.random.default_rng(seed), 0.0, 0.0
     for y, a, b in zip(ys, arm, other, strict=True):
-        weight = np.concatenate([np.ones((1, len(y)), int), rng.multinomial(len(y), np.full(len(y), 1 / len(y)), size=n)])   # the first "draw" is the fold itself
+        weight = np.concatenate(
+            [
+                np.ones((1, len(y)), int),
+                rng.multinomial(len(y), np.full(len(y), 1 / len(y)), size=n),
+            ]
+        )  # the first "draw" is the fold itself
         d = draws(y, a, weight, figure) - draws(y, b, weight, figure)
         at_all, total = at_all + d[0] / len(ys), total + d[1:] / len(ys)
     low, high = np.nanquantile(total, [(1 - level) / 2, (1 + level) / 2])
@@ -95,119 +120,238 @@ def paired_interval(
 
 # %% ../nbs/31_comparison.ipynb #61594f57
 def ranks(
-    prob: np.ndarray,   # (N, K) probabilities
-) -> np.ndarray:        # (N, K) int: 0 for the lowest of each class, equal where probabilities are
+    prob: np.ndarray,  # (N, K) probabilities
+) -> np.ndarray:  # (N, K) int: 0 for the lowest of each class, equal where probabilities are
     "What AUROC and average precision need of probabilities."
     return np.stack([np.unique(p, return_inverse=True)[1] for p in prob.T], 1)
 
 # %% ../nbs/31_comparison.ipynb #e8acb16c
-_DINO = dict(views="pair", options=dict(n_prototypes=1024, momentum=0.95, teacher_temp=(0.01, 0.01)))
+_DINO = dict(
+    views="pair", options=dict(n_prototypes=1024, momentum=0.95, teacher_temp=(0.01, 0.01))
+)
 
 SETTINGS = {  # modality -> what its runs share; chosen on tune recordings, see below
-    "signal": dict(encoder="xresnet1d_small", pretrain=dict(epochs=48, batch_size=128, lr=2e-3, n_windows=2, probe_every=0, precision="bf16"),
-                   finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_rate=1.0, precision="bf16"), dino=_DINO),
-    "spectrogram": dict(encoder="se_resnet_small", pretrain=dict(epochs=80, batch_size=128, lr=2e-3, n_windows=2, probe_every=0),
-                        finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_rate=1.0), simclr=dict(options=dict(temperature=0.2)), dino=_DINO),
+    "signal": dict(
+        encoder="xresnet1d_small",
+        pretrain=dict(
+            epochs=48, batch_size=128, lr=2e-3, n_windows=2, probe_every=0, precision="bf16"
+        ),
+        finetune=dict(
+            epochs=15,
+            batch_size=32,
+            lr=3e-3,
+            freeze_epochs=2,
+            encoder_lr_scale=1.0,
+            precision="bf16",
+        ),
+        dino=_DINO,
+    ),
+    "spectrogram": dict(
+        encoder="se_resnet_small",
+        pretrain=dict(epochs=80, batch_size=128, lr=2e-3, n_windows=2, probe_every=0),
+        finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_lr_scale=1.0),
+        simclr=dict(options=dict(temperature=0.2)),
+        dino=_DINO,
+    ),
 }
 
 # %% ../nbs/31_comparison.ipynb #2d3db85d
-ARMS = ("scratch", "random", *METHODS)   # what is compared: trained from scratch, a frozen random encoder, and the methods
+ARMS = (
+    "scratch",
+    "random",
+    *METHODS,
+)  # what is compared: trained from scratch, a frozen random encoder, and the methods
 
 
 def pretrain_stage(
-    out,                   # folder of the study
-    store: Store,          # a prepared database
-    unlabelled,            # further stores for pre-training
-    modality: str,         # "signal" or "spectrogram"
-    method: str,           # "simclr", "byol" or "dino"
-    fold,                  # the test fold
-    seed: int,             # of everything random
-    settings: dict,        # of the modality, as in `SETTINGS`
-    cpu: bool = False,     # leave an accelerator alone
-    progress: bool = False, # show a bar
-) -> Path:                 # a folder for `load_pretrained`
+    out,  # folder of the study
+    store: Store,  # a prepared database
+    unlabelled,  # further stores for pre-training
+    modality: str,  # "signal" or "spectrogram"
+    method: str,  # "simclr", "byol" or "dino"
+    fold,  # the test fold
+    seed: int,  # of everything random
+    settings: dict,  # of the modality, as in `SETTINGS`
+    cpu: bool = False,  # leave an accelerator alone
+    progress: bool = False,  # show a bar
+) -> Path:  # a folder for `load_pretrained`
     "Pre-train once."
     told = settings["pretrain"] | settings.get(method, {})
-    wanted = dict(modality=modality, method=method, fold=fold, seed=seed, encoder=settings["encoder"], told=told, stores=[s.meta["content"] for s in (store, *unlabelled)])
+    wanted = dict(
+        modality=modality,
+        method=method,
+        fold=fold,
+        seed=seed,
+        encoder=settings["encoder"],
+        told=told,
+        stores=[s.meta["content"] for s in (store, *unlabelled)],
+    )
     folder = keyed(out, f"pretrain-{modality}-{method}-fold{fold}-seed{seed}", wanted)
-    pretrain(store, folder, fold, method, modality, settings["encoder"], unlabelled, seed=seed, progress=progress, cpu=cpu, **told)
+    pretrain(
+        store,
+        folder,
+        fold,
+        method,
+        modality,
+        settings["encoder"],
+        unlabelled,
+        seed=seed,
+        progress=progress,
+        cpu=cpu,
+        **told,
+    )
     return folder
 
 
 def finetune_stage(
-    out,                   # folder of the study
-    store: Store,          # a prepared database
-    modality: str,         # "signal" or "spectrogram"
-    arm: str,              # for the name: "scratch" or a method
-    pretrained,            # folder of a `pretrain_stage`, or None
-    fold,                  # the test fold
-    seed: int,             # of everything random
-    settings: dict,        # of the modality, as in `SETTINGS`
-    fraction: float = 1.0, # part of the train recordings whose labels are known
-    cpu: bool = False,     # leave an accelerator alone
-    progress: bool = False, # show a bar
-) -> tuple:                # the run's folder and its scores
+    out,  # folder of the study
+    store: Store,  # a prepared database
+    modality: str,  # "signal" or "spectrogram"
+    arm: str,  # for the name: "scratch" or a method
+    pretrained,  # folder of a `pretrain_stage`, or None
+    fold,  # the test fold
+    seed: int,  # of everything random
+    settings: dict,  # of the modality, as in `SETTINGS`
+    fraction: float = 1.0,  # part of the train recordings whose labels are known
+    cpu: bool = False,  # leave an accelerator alone
+    progress: bool = False,  # show a bar
+) -> tuple:  # the run's folder and its scores
     "Train a classifier once; what pre-trained it is part of what goes into it."
     told = settings["finetune"]
-    wanted = dict(modality=modality, pretrained=pretrained and Path(pretrained).name, fold=fold, seed=seed, encoder=settings["encoder"], told=told, fraction=fraction, store=store.meta["content"])
+    wanted = dict(
+        modality=modality,
+        pretrained=pretrained and Path(pretrained).name,
+        fold=fold,
+        seed=seed,
+        encoder=settings["encoder"],
+        told=told,
+        fraction=fraction,
+        store=store.meta["content"],
+    )
     folder = keyed(out, f"finetune-{modality}-{arm}-{fraction:g}-fold{fold}-seed{seed}", wanted)
-    return folder, finetune(store, folder, fold, modality, settings["encoder"], seed=seed, fraction=fraction, pretrained=pretrained, progress=progress, cpu=cpu, **told)
+    return folder, finetune(
+        store,
+        folder,
+        fold,
+        modality,
+        settings["encoder"],
+        seed=seed,
+        fraction=fraction,
+        pretrained=pretrained,
+        progress=progress,
+        cpu=cpu,
+        **told,
+    )
 
 
 def _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, settings, cpu, progress):
     "(way, fraction) -> probabilities of the test recordings, for one arm on one fold with one seed."
-    answers, pretrained = {}, pretrain_stage(out, store, unlabelled, modality, arm, fold, seed, settings, cpu, progress) if arm in METHODS else None
-    if pretrained: backbone, _ = load_pretrained(pretrained, store, fold)
-    if arm == "random": backbone = random_backbone(store, fold, modality, settings["encoder"], seed)
-    if arm != "scratch": answers |= {key: answer["test"][1] for key, answer in probe(store, backbone, fold, fractions, seed, cpu=cpu).items()}
-    if arm == "random": return answers
+    answers, pretrained = (
+        {},
+        pretrain_stage(out, store, unlabelled, modality, arm, fold, seed, settings, cpu, progress)
+        if arm in METHODS
+        else None,
+    )
+    if pretrained:
+        backbone, _ = load_pretrained(pretrained, store, fold)
+    if arm == "random":
+        backbone = random_backbone(store, fold, modality, settings["encoder"], seed)
+    if arm != "scratch":
+        answers |= {
+            key: answer["test"][1]
+            for key, answer in probe(store, backbone, fold, fractions, seed, cpu=cpu).items()
+        }
+    if arm == "random":
+        return answers
     for fraction in fractions:
-        run, _ = finetune_stage(out, store, modality, arm, pretrained, fold, seed, settings, fraction, cpu, progress)
-        with np.load(run / "predictions.npz", allow_pickle=False) as saved: answers["finetune", fraction] = saved["test_prob"]
+        run, _ = finetune_stage(
+            out, store, modality, arm, pretrained, fold, seed, settings, fraction, cpu, progress
+        )
+        with np.load(run / "predictions.npz", allow_pickle=False) as saved:
+            answers["finetune", fraction] = saved["test_prob"]
     return answers
 
 # %% ../nbs/31_comparison.ipynb #d3b74803
 def _figures(y, prob):
     "AUROC and AUPRC over the classes that are there, and over those with at least three positives."
     c = per_class(y, prob)
-    return {f"{m}{end}": macro(c[m], c["positives"], least) for end, least in (("", 1), ("_3", 3)) for m in FIGURES} | {"classes_3": int((c["positives"] >= 3).sum())}
+    return {
+        f"{m}{end}": macro(c[m], c["positives"], least)
+        for end, least in (("", 1), ("_3", 3))
+        for m in FIGURES
+    } | {"classes_3": int((c["positives"] >= 3).sum())}
 
 
 def one_process(
-    who: str,   # says the error
+    who: str,  # says the error
 ):
     "Studies are shared by their `part`, not by the processes of one training."
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise EcgmmError(f"{who}: one process is needed, got {os.environ['WORLD_SIZE']}: several share a study by its `part`")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise EcgmmError(
+            f"{who}: one process is needed, got {os.environ['WORLD_SIZE']}: several share a study by its `part`"
+        )
 
 
 def compare(
-    store: Store,                             # a prepared database
-    out,                                      # folder for the runs; a stopped study continues here
-    unlabelled=(),                            # further stores for pre-training
-    arms=ARMS,                                # which
-    modalities=("signal", "spectrogram"),     # which
-    folds=(0, 2, 4, 6, 8),                    # test folds
-    seeds=(0,),                               # of everything random
-    fractions=(1.0, 0.2),                     # parts of the train recordings whose labels are known
-    settings: dict = None,                    # modality -> "encoder", "pretrain", "finetune", and per method what differs: see `SETTINGS`
-    part=(0, 1),                              # (i, n): only each n-th run from the i-th on, so that n processes can share the work
-    progress: bool = True,                    # show bars
-    cpu: bool = False,                        # leave an accelerator alone
-) -> tuple:                                   # a row per answer (data frame), ranks (rows, N, 24) padded with -1, fold -> labels (N, 24)
+    store: Store,  # a prepared database
+    out,  # folder for the runs; a stopped study continues here
+    unlabelled=(),  # further stores for pre-training
+    arms=ARMS,  # which
+    modalities=("signal", "spectrogram"),  # which
+    folds=(0, 2, 4, 6, 8),  # test folds
+    seeds=(0,),  # of everything random
+    fractions=(1.0, 0.2),  # parts of the train recordings whose labels are known
+    # modality -> "encoder", "pretrain", "finetune", and per method what differs: see `SETTINGS`
+    settings: dict = None,
+    part=(
+        0,
+        1,
+    ),  # (i, n): only each n-th run from the i-th on, so that n processes can share the work
+    progress: bool = True,  # show bars
+    cpu: bool = False,  # leave an accelerator alone
+) -> (
+    tuple
+):  # a row per answer (data frame), ranks (rows, N, 24) padded with -1, fold -> labels (N, 24)
     "Run every arm on every fold with every seed, or read what has been run, and gather the answers on the test recordings."
     one_process("compare")
-    out, rows, all_ranks, stores = Path(out), [], [], [s.meta["content"] for s in (store, *unlabelled)]
-    if wrong := [a for a in arms if a not in ARMS] + [m for m in modalities if m not in (settings or SETTINGS)]: raise EcgmmError(f"compare: arms among {', '.join(ARMS)} and modalities with settings are needed, got {wrong[0]!r}")
-    for what, given in dict(arms=arms, modalities=modalities, folds=folds, seeds=seeds, fractions=fractions).items():
-        if len(given) == 0 or len(set(given)) < len(given): raise EcgmmError(f"compare: {what}, each once, are needed, got {list(given)}")
-    if not 0 <= part[0] < part[1]: raise EcgmmError(f"compare: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
+    out, rows, all_ranks, stores = (
+        Path(out),
+        [],
+        [],
+        [s.meta["content"] for s in (store, *unlabelled)],
+    )
+    if wrong := [a for a in arms if a not in ARMS] + [
+        m for m in modalities if m not in (settings or SETTINGS)
+    ]:
+        raise EcgmmError(
+            f"compare: arms among {', '.join(ARMS)} and modalities with settings are needed, got {wrong[0]!r}"
+        )
+    for what, given in dict(
+        arms=arms, modalities=modalities, folds=folds, seeds=seeds, fractions=fractions
+    ).items():
+        if len(given) == 0 or len(set(given)) < len(given):
+            raise EcgmmError(f"compare: {what}, each once, are needed, got {list(given)}")
+    if not 0 <= part[0] < part[1]:
+        raise EcgmmError(
+            f"compare: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}"
+        )
     jobs = [(s, k, m, a) for s in seeds for k in folds for m in modalities for a in arms]
     with progress_bar(len(jobs), "runs", "compare", progress) as bar:
         for job, (seed, fold, modality, arm) in enumerate(jobs):
             told = (settings or SETTINGS)[modality]
-            wanted = dict(modality=modality, arm=arm, fold=fold, seed=seed, settings={k: v for k, v in told.items() if k not in METHODS or k == arm}, fractions=list(fractions), stores=stores)
+            wanted = dict(
+                modality=modality,
+                arm=arm,
+                fold=fold,
+                seed=seed,
+                settings={k: v for k, v in told.items() if k not in METHODS or k == arm},
+                fractions=list(fractions),
+                stores=stores,
+            )
             folder = keyed(out, f"answers-{modality}-{arm}-fold{fold}-seed{seed}", wanted)
-            mine = (job + job // len(arms)) % part[1] == part[0]                                      # arms cost unlike much: no part gets one arm alone
+            mine = (job + job // len(arms)) % part[1] == part[
+                0
+            ]  # arms cost unlike much: no part gets one arm alone
             if not mine and read_marker(folder).get("state") != "done":
                 bar.update()
                 continue
@@ -215,95 +359,169 @@ def compare(
             with Run.begin(folder, "set of answers", wanted) as run:
                 if not run.done:
                     start = time.time()
-                    answers = _answers(out, store, unlabelled, modality, arm, fold, seed, fractions, told, cpu, progress)
-                    run.finish(dict(answers=[[way, fraction, ranks(prob).tolist()] for (way, fraction), prob in answers.items()], seconds=round(time.time() - start, 1)))
+                    answers = _answers(
+                        out,
+                        store,
+                        unlabelled,
+                        modality,
+                        arm,
+                        fold,
+                        seed,
+                        fractions,
+                        told,
+                        cpu,
+                        progress,
+                    )
+                    run.finish(
+                        dict(
+                            answers=[
+                                [way, fraction, ranks(prob).tolist()]
+                                for (way, fraction), prob in answers.items()
+                            ],
+                            seconds=round(time.time() - start, 1),
+                        )
+                    )
             done = run.result
             y = store.y[store.split(fold)["test"]]
             for way, fraction, rank in done["answers"]:
                 all_ranks.append(np.array(rank, np.int16))
-                rows.append(dict(modality=modality, arm=arm, way=way, fraction=fraction, fold=fold, seed=seed) | _figures(y, all_ranks[-1]) | dict(seconds=done["seconds"]))
+                rows.append(
+                    dict(
+                        modality=modality, arm=arm, way=way, fraction=fraction, fold=fold, seed=seed
+                    )
+                    | _figures(y, all_ranks[-1])
+                    | dict(seconds=done["seconds"])
+                )
             bar.update()
     longest = max((len(r) for r in all_ranks), default=0)
-    padded = np.stack([np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in all_ranks]) if all_ranks else np.zeros((0, 0, len(ABBREVIATIONS)), np.int16)
+    padded = (
+        np.stack(
+            [np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in all_ranks]
+        )
+        if all_ranks
+        else np.zeros((0, 0, len(ABBREVIATIONS)), np.int16)
+    )
     return pd.DataFrame(rows), padded, {k: store.y[store.split(k)["test"]] for k in folds}
 
 # %% ../nbs/31_comparison.ipynb #9bb5ed5b
 def save_comparison(
-    name: str,              # of the files: NAME.csv and NAME.npz
-    scores: pd.DataFrame,   # what `compare` returned
-    rank: np.ndarray,       # likewise
-    ys: dict,               # likewise
+    name: str,  # of the files: NAME.csv and NAME.npz
+    scores: pd.DataFrame,  # what `compare` returned
+    rank: np.ndarray,  # likewise
+    ys: dict,  # likewise
 ):
     "The raw results as two small files."
     write_whole(f"{name}.csv", scores.round(6).to_csv(index=False))
+
     def write(part):
-        with open(part, "wb") as f: np.savez_compressed(f, ranks=rank, **{f"y{fold}": y for fold, y in ys.items()})
+        with open(part, "wb") as f:
+            np.savez_compressed(f, ranks=rank, **{f"y{fold}": y for fold, y in ys.items()})
+
     write_whole(f"{name}.npz", write)
 
 # %% ../nbs/31_comparison.ipynb #d93920f7
 def results_file(
-    name: str,              # of a file in `ecgmm/raw_results`
-) -> Path:                  # where it is
+    name: str,  # of a file in `ecgmm/raw_results`
+) -> Path:  # where it is
     "Raw results that come with the package."
     file = Path(resources.files("ecgmm") / "raw_results" / name)
-    if not file.is_file(): raise EcgmmError(f"results_file: {file.parent} has no {name}")
+    if not file.is_file():
+        raise EcgmmError(f"results_file: {file.parent} has no {name}")
     return file
 
 
 def read_comparison(
-    name,                   # of the files, without their endings
-) -> tuple:                 # as `compare` returns them
+    name,  # of the files, without their endings
+) -> tuple:  # as `compare` returns them
     "What `save_comparison` wrote."
     scores = pd.read_csv(f"{name}.csv")
-    with np.load(f"{name}.npz", allow_pickle=False) as saved: held = dict(saved)
+    with np.load(f"{name}.npz", allow_pickle=False) as saved:
+        held = dict(saved)
     rank = held.pop("ranks")
-    if rank.ndim != 3 or len(rank) != len(scores): raise EcgmmError(f"read_comparison: {name}.npz with ranks of the {len(scores)} rows of {name}.csv is needed, got {rank.shape}")
+    if rank.ndim != 3 or len(rank) != len(scores):
+        raise EcgmmError(
+            f"read_comparison: {name}.npz with ranks of the {len(scores)} rows of {name}.csv is needed, got {rank.shape}"
+        )
     return scores, rank, {int(k[1:]): y for k, y in held.items()}
 
 # %% ../nbs/31_comparison.ipynb #70a027f1
 def differences(
-    scores: pd.DataFrame,              # what `compare` returned
-    rank: np.ndarray,                  # likewise
-    ys: dict,                          # likewise
-    against=("scratch", "finetune"),   # the case that the others are measured by
-    within=("modality", "fraction"),   # columns: only what agrees in these is compared
-    case=("arm", "way"),               # columns that make a case
-    figure: str = "auroc",             # or "auprc"
-    n: int = 1000,                     # draws
-    level: float = 0.95,               # of the intervals
-) -> pd.DataFrame:                     # a row per case: mean, spread over runs, difference and its interval
+    scores: pd.DataFrame,  # what `compare` returned
+    rank: np.ndarray,  # likewise
+    ys: dict,  # likewise
+    against=("scratch", "finetune"),  # the case that the others are measured by
+    within=("modality", "fraction"),  # columns: only what agrees in these is compared
+    case=("arm", "way"),  # columns that make a case
+    figure: str = "auroc",  # or "auprc"
+    n: int = 1000,  # draws
+    level: float = 0.95,  # of the intervals
+) -> pd.DataFrame:  # a row per case: mean, spread over runs, difference and its interval
     "Every case against one, on the folds and seeds that both have, over the classes with at least three positives in a test fold."
     out, within, case, against = [], list(within), list(case), tuple(against)
     for shared, table in scores.groupby(within, sort=False):
-        cases = {key: {(r.fold, r.seed): i for i, r in zip(g.index, g.itertuples())} for key, g in table.groupby(case, sort=False)}
+        cases = {
+            key: {(r.fold, r.seed): i for i, r in zip(g.index, g.itertuples())}
+            for key, g in table.groupby(case, sort=False)
+        }
         base = cases.get(against, {})
         for key, where in cases.items():
-            both, values = sorted(set(where) & set(base)), scores.loc[list(where.values()), f"{figure}_3"]
-            row = dict(zip(within + case, shared + key)) | dict(runs=len(where), mean=values.mean(), sd=values.std())
+            both, values = (
+                sorted(set(where) & set(base)),
+                scores.loc[list(where.values()), f"{figure}_3"],
+            )
+            row = dict(zip(within + case, shared + key)) | dict(
+                runs=len(where), mean=values.mean(), sd=values.std()
+            )
             if both and key != against:
                 folds = sorted({k for k, _ in both})
-                of = lambda at: [[rank[at[key]][:len(ys[k])] for key in both if key[0] == k] for k in folds]
-                d, low, high = paired_interval([ys[k] for k in folds], of(where), of(base), figure, n, level=level)
+                of = lambda at: [
+                    [rank[at[key]][: len(ys[k])] for key in both if key[0] == k] for k in folds
+                ]
+                d, low, high = paired_interval(
+                    [ys[k] for k in folds], of(where), of(base), figure, n, level=level
+                )
                 row |= dict(difference=d, low=low, high=high)
             out.append(row)
     return pd.DataFrame(out)
 
 # %% ../nbs/31_comparison.ipynb #a416457f
 def plot_differences(
-    table: pd.DataFrame,   # what `differences` returned
-    figure: str = "AUROC", # the name on the axis
-):                         # the matplotlib figure
+    table: pd.DataFrame,  # what `differences` returned
+    figure: str = "AUROC",  # the name on the axis
+):  # the matplotlib figure
     "Differences with their intervals, a panel per modality and number of labels."
     panels = list(table.groupby(["modality", "fraction"], sort=False))
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 0.8, 3.2), sharey=True, layout="constrained", squeeze=False)
-    names = list(dict.fromkeys(f"{a}, {w}" for a, w, d in zip(table["arm"], table["way"], table["difference"]) if pd.notna(d)))
+    fig, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(3.4 * len(panels) + 0.8, 3.2),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    names = list(
+        dict.fromkeys(
+            f"{a}, {w}"
+            for a, w, d in zip(table["arm"], table["way"], table["difference"])
+            if pd.notna(d)
+        )
+    )
     for ax, ((modality, fraction), g) in zip(axes[0], panels):
         g = g.dropna(subset=["difference"])
         at = [names.index(f"{a}, {w}") for a, w in zip(g["arm"], g["way"])]
         sure = (g["low"] > 0) | (g["high"] < 0)
         ax.axvline(0, color="0.4", lw=0.8)
         for colour, mask in (("#1f77b4", sure), ("0.6", ~sure)):
-            if mask.any(): ax.errorbar(g["difference"][mask], np.array(at)[mask], xerr=[(g["difference"] - g["low"])[mask], (g["high"] - g["difference"])[mask]], fmt="o", ms=4, lw=1.2, color=colour)
+            if mask.any():
+                ax.errorbar(
+                    g["difference"][mask],
+                    np.array(at)[mask],
+                    xerr=[(g["difference"] - g["low"])[mask], (g["high"] - g["difference"])[mask]],
+                    fmt="o",
+                    ms=4,
+                    lw=1.2,
+                    color=colour,
+                )
         ax.set(xlabel=f"difference in macro {figure}", yticks=range(len(names)), yticklabels=names)
         ax.set_title(f"{modality}, {fraction:.0%} of the labels", fontsize=9, loc="left")
     axes[0, 0].invert_yaxis()
@@ -311,48 +529,90 @@ def plot_differences(
 
 # %% ../nbs/31_comparison.ipynb #b7c10b45
 def study_part(
-    text: str,    # "1/2": the first of two
-) -> tuple:       # (i, n), i from 0
+    text: str,  # "1/2": the first of two
+) -> tuple:  # (i, n), i from 0
     "The share of a process."
-    if not re.fullmatch(r"\d+/\d+", text) or not 1 <= int(text.split("/")[0]) <= int(text.split("/")[1]): raise EcgmmError(f"a part such as 1/2, from 1 to the last, is needed, got {text!r}")
+    if not re.fullmatch(r"\d+/\d+", text) or not 1 <= int(text.split("/")[0]) <= int(
+        text.split("/")[1]
+    ):
+        raise EcgmmError(f"a part such as 1/2, from 1 to the last, is needed, got {text!r}")
     i, n = (int(v) for v in text.split("/"))
     return i - 1, n
 
 
 @command
 def ecgmm_compare(
-    store: str = "store",                          # folder that ecgmm_prepare made
-    out: str = "comparison",                       # folder for the runs and, when all are done, scores.csv, scores.npz, table.csv, figure.png
-    unlabelled: str = "",                          # further stores for pre-training, with commas between
-    arms: str = "scratch,random,simclr,byol,dino", # what is compared
-    modalities: str = "signal,spectrogram",        # which
-    folds: str = "0,2,4,6,8",                      # test folds
-    seeds: str = "0,1,2",                          # of everything random
-    fractions: str = "1,0.2",                      # parts of the labels
-    epochs: int = None,                            # of pre-training; the study's own if not given
-    tune_epochs: int = None,                       # of fine-tuning; the study's own if not given
-    part: str = "1/1",                             # this process's share: 1/2 and 2/2 in two processes divide the runs between them
-    cpu: bool = False,                             # leave an accelerator alone
+    store: str = "store",  # folder that ecgmm_prepare made
+    # folder for the runs and, when all are done, scores.csv, scores.npz, table.csv, figure.png
+    out: str = "comparison",
+    unlabelled: str = "",  # further stores for pre-training, with commas between
+    arms: str = "scratch,random,simclr,byol,dino",  # what is compared
+    modalities: str = "signal,spectrogram",  # which
+    folds: str = "0,2,4,6,8",  # test folds
+    seeds: str = "0,1,2",  # of everything random
+    fractions: str = "1,0.2",  # parts of the labels
+    epochs: int = None,  # of pre-training; the study's own if not given
+    tune_epochs: int = None,  # of fine-tuning; the study's own if not given
+    # this process's share: 1/2 and 2/2 in two processes divide the runs between them
+    part: str = "1/1",
+    cpu: bool = False,  # leave an accelerator alone
 ):
     "Compare training from scratch, a frozen random encoder and pre-training, over folds, seeds and numbers of labels. A stopped study continues where it was."
     i, n = study_part(part)
     settings = copy.deepcopy(SETTINGS)
     for told in settings.values():
-        if epochs is not None: told["pretrain"]["epochs"] = epochs
-        if tune_epochs is not None: told["finetune"]["epochs"] = tune_epochs
+        if epochs is not None:
+            told["pretrain"]["epochs"] = epochs
+        if tune_epochs is not None:
+            told["finetune"]["epochs"] = tune_epochs
     prepared, others = Store(store), [Store(s) for s in listed(unlabelled)]
-    asked = dict(arms=listed(arms), modalities=listed(modalities), folds=listed(folds, int), seeds=listed(seeds, int))
-    gather = lambda: Run.begin(out, "comparison", dict(store=prepared.meta["content"]), ["scores.csv", "scores.npz", "table.csv", "figure.png"], renew=True, beside=True)
-    gather().__exit__(None, None, None)                                 # says beforehand what stands in the way
-    told = compare(prepared, out, others, **asked, fractions=listed(fractions, float), settings=settings, part=(i, n), cpu=cpu)
-    runs, wanted = len(told[0][["modality", "arm", "fold", "seed"]].drop_duplicates()) if len(told[0]) else 0, np.prod([len(v) for v in asked.values()])
-    if runs < wanted: return print(f"{runs} of {wanted} runs are done, the others belong to other parts; call again when all are")
+    asked = dict(
+        arms=listed(arms),
+        modalities=listed(modalities),
+        folds=listed(folds, int),
+        seeds=listed(seeds, int),
+    )
+    gather = lambda: Run.begin(
+        out,
+        "comparison",
+        dict(store=prepared.meta["content"]),
+        ["scores.csv", "scores.npz", "table.csv", "figure.png"],
+        renew=True,
+        beside=True,
+    )
+    gather().__exit__(None, None, None)  # says beforehand what stands in the way
+    told = compare(
+        prepared,
+        out,
+        others,
+        **asked,
+        fractions=listed(fractions, float),
+        settings=settings,
+        part=(i, n),
+        cpu=cpu,
+    )
+    runs, wanted = (
+        len(told[0][["modality", "arm", "fold", "seed"]].drop_duplicates()) if len(told[0]) else 0,
+        np.prod([len(v) for v in asked.values()]),
+    )
+    if runs < wanted:
+        return print(
+            f"{runs} of {wanted} runs are done, the others belong to other parts; call again when all are"
+        )
     with gather() as run:
         save_comparison(run.folder / "scores", *told)
-        try: table = differences(*told)
-        except EcgmmError as e: raise EcgmmError(f"{e}; the raw results are in {Path(out) / 'scores.csv'}") from None
+        try:
+            table = differences(*told)
+        except EcgmmError as e:
+            raise EcgmmError(f"{e}; the raw results are in {Path(out) / 'scores.csv'}") from None
         run.write("table.csv", table.to_csv(index=False))
-        if "difference" in table: run.write("figure.png", lambda part: plot_differences(table).savefig(part, format="png", dpi=110, bbox_inches="tight"))
+        if "difference" in table:
+            run.write(
+                "figure.png",
+                lambda part: plot_differences(table).savefig(
+                    part, format="png", dpi=110, bbox_inches="tight"
+                ),
+            )
         run.finish()
     print(table.round(3).to_string(index=False))
     print(f"\nraw results: {Path(out) / 'scores.csv'}, {Path(out) / 'scores.npz'}")

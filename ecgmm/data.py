@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FS', 'LEADS', 'CLASSES', 'ABBREVIATIONS', 'NO_DATA', 'MOST_SAMPLES', 'ScoredClass', 'label_vector', 'tables',
-           'challenge_weights', 'code_names', 'real_data', 'file_fault', 'standard_leads', 'Record', 'read_record',
-           'record_files', 'write_record', 'resample', 'plot_ecg']
+           'challenge_weights', 'code_names', 'real_data', 'file_fault', 'standard_leads', 'Recording',
+           'read_recording', 'recording_files', 'write_recording', 'resample', 'plot_ecg']
 
 # %% ../nbs/00_data.ipynb #2f2817db
 import errno
@@ -27,19 +27,33 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from scipy.signal import firwin
 
-from .command import EcgmmError
+from . import EcgmmError
 
 # %% ../nbs/00_data.ipynb #69e5581e
 FS = 100  # Hz: the sampling rate of the paper's models (its code resamples every record to 100 Hz)
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")  # the standard order of the twelve leads
+LEADS = (
+    "I",
+    "II",
+    "III",
+    "aVR",
+    "aVL",
+    "aVF",
+    "V1",
+    "V2",
+    "V3",
+    "V4",
+    "V5",
+    "V6",
+)  # the standard order of the twelve leads
 
 # %% ../nbs/00_data.ipynb #ab4deda4
 class ScoredClass(NamedTuple):
     "One of the 24 classes that the Challenge scores."
-    abbr: str             # the Challenge's abbreviation
-    code: str             # its SNOMED CT code
-    name: str             # the name in words
-    same_as: tuple = ()   # further SNOMED CT codes that the Challenge scores as the same class
+
+    abbr: str  # the Challenge's abbreviation
+    code: str  # its SNOMED CT code
+    name: str  # the name in words
+    same_as: tuple = ()  # further SNOMED CT codes that the Challenge scores as the same class
 
 # %% ../nbs/00_data.ipynb #e6039fcd
 CLASSES = (  # 24, in the order of the official `weights.csv`, equivalents merged
@@ -83,7 +97,7 @@ def label_vector(
     return y
 
 # %% ../nbs/00_data.ipynb #9c53b4d3
-def tables():   # a folder in the package, wherever that is installed
+def tables():  # a folder in the package, wherever that is installed
     "Where the Challenge's tables are."
     return resources.files("ecgmm") / "tables"
 
@@ -92,18 +106,25 @@ def tables():   # a folder in the package, wherever that is installed
 def challenge_weights() -> np.ndarray:  # (24, 24) float64, symmetric, between 0.15 and 1, read-only
     "The Challenge's reward matrix in the order of `CLASSES` (evaluation-2020, `weights.csv`)."
     file = tables() / "weights.csv"
-    with file.open() as f: table = pd.read_csv(f, dtype=str)       # the codes are text: which version of pandas keeps a column of them so when it is the index differs
+    with file.open() as f:
+        table = pd.read_csv(
+            f, dtype=str
+        )  # the codes are text: which version of pandas keeps a column of them so when it is the index differs
     codes = [c.code for c in CLASSES]
-    if list(table.iloc[:, 0]) != codes or list(table.columns[1:]) != codes: raise EcgmmError(f"{file}: it is not in the order of CLASSES")
+    if list(table.iloc[:, 0]) != codes or list(table.columns[1:]) != codes:
+        raise EcgmmError(f"{file}: it is not in the order of CLASSES")
     w = table.iloc[:, 1:].to_numpy(dtype=float)
     w.flags.writeable = False
     return w
 
 
 @cache
-def code_names() -> dict:  # SNOMED CT code -> name, for the 27 scored and 84 unscored codes of the Challenge
+def code_names() -> (
+    dict
+):  # SNOMED CT code -> name, for the 27 scored and 84 unscored codes of the Challenge
     "Every code that the Challenge 2020 lists (`dx_mapping_scored.csv`, `dx_mapping_unscored.csv`)."
-    with (tables() / "codes.csv").open() as f: table = pd.read_csv(f, dtype=str)
+    with (tables() / "codes.csv").open() as f:
+        table = pd.read_csv(f, dtype=str)
     return dict(zip(table["code"], table["name"]))
 
 # %% ../nbs/00_data.ipynb #8a37965c
@@ -111,245 +132,466 @@ def real_data() -> Path | None:  # the folder, or None where there is none
     "The folder of real recordings for the cells and tests marked `data`: `ECGMM_REAL`, else `shared/data` beside the repository."
     beside = [p / "shared" / "data" for p in Path.cwd().resolve().parents[:2]]
     for folder in [Path(os.environ["ECGMM_REAL"])] if "ECGMM_REAL" in os.environ else beside:
-        if folder.is_dir(): return folder
+        if folder.is_dir():
+            return folder
     return None
 
 # %% ../nbs/00_data.ipynb #d7a06e41
-NO_DATA = "There are no real recordings in `ECGMM_REAL` or in `shared/data` beside the repository, so this cell has nothing to read."   # what a cell marked `data` prints then
+# what a cell marked `data` prints then
+NO_DATA = "There are no real recordings in `ECGMM_REAL` or in `shared/data` beside the repository, so this cell has nothing to read."
 
 # %% ../nbs/00_data.ipynb #d0d9f8bb
-_RECORD_LINE = re.compile(r"(?P<name>[^\s/]+)\s+(?P<n_sig>\d+)\s+(?P<fs>[\d.eE+]+)(/\S+)?(\s+(?P<n>\d+)(\s.*)?)?$")
+_RECORD_LINE = re.compile(
+    r"(?P<name>[^\s/]+)\s+(?P<n_sig>\d+)\s+(?P<fs>[\d.eE+]+)(/\S+)?(\s+(?P<n>\d+)(\s.*)?)?$"
+)
 _SIGNAL_LINE = re.compile(  # all that follows the format may be left out from some point on
     r"(?P<file>\S+)\s+(?P<fmt>\d+)(x(?P<spf>\d+))?(:(?P<skew>\d+))?(\+(?P<offset>\d+))?"
     r"(\s+(?P<gain>[-\d.eE+]+)(\((?P<baseline>-?\d+)\))?(/(?P<unit>\S+))?(\s+(?P<bits>\d+)(\s+(?P<zero>-?\d+)"
-    r"(\s+(?P<first>-?\d+)(\s+(?P<checksum>-?\d+)(\s+(?P<block>\d+)(\s+(?P<lead>\S.*?))?)?)?)?)?)?)?\s*$")
-_WHOLE = ("n_sig", "n", "spf", "skew", "offset", "baseline", "zero", "first", "checksum")  # fields that are whole numbers
-_HEADER_BYTES, _LINE_LENGTH, _DIGITS = 1 << 20, 1000, 18                                    # what is beyond these is no WFDB header
+    r"(\s+(?P<first>-?\d+)(\s+(?P<checksum>-?\d+)(\s+(?P<block>\d+)(\s+(?P<lead>\S.*?))?)?)?)?)?)?)?\s*$"
+)
+_WHOLE = (
+    "n_sig",
+    "n",
+    "spf",
+    "skew",
+    "offset",
+    "baseline",
+    "zero",
+    "first",
+    "checksum",
+)  # fields that are whole numbers
+_HEADER_BYTES, _LINE_LENGTH, _DIGITS = 1 << 20, 1000, 18  # what is beyond these is no WFDB header
 
 
 def _parse_header(path, content):
     "The record line as a dict, the signal lines as a list of dicts, the comments as a list of (key, value)."
     lines = [line.strip() for line in content.decode("utf-8", errors="replace").splitlines()]
-    comments = [tuple(part.strip() for part in line.lstrip("# \t").partition(":")[::2]) for line in lines if line.startswith("#")]
+    comments = [
+        tuple(part.strip() for part in line.lstrip("# \t").partition(":")[::2])
+        for line in lines
+        if line.startswith("#")
+    ]
     lines = [line for line in lines if line and not line.startswith("#")]
-    if any(len(line) > _LINE_LENGTH for line in lines): raise EcgmmError(f"{path}: a line of more than {_LINE_LENGTH} characters: not a WFDB header")
+    if any(len(line) > _LINE_LENGTH for line in lines):
+        raise EcgmmError(
+            f"{path}: a line of more than {_LINE_LENGTH} characters: not a WFDB header"
+        )
     record = _RECORD_LINE.match(lines[0]) if lines else None
-    if not record: raise EcgmmError(f"{path}: the first line must be 'name signals rate length', got {lines[0][:60] if lines else 'nothing'!r}")
+    if not record:
+        raise EcgmmError(
+            f"{path}: the first line must be 'name signals rate length', got {lines[0][:60] if lines else 'nothing'!r}"
+        )
     signals = [_SIGNAL_LINE.match(line) for line in lines[1:]]
-    if None in signals: raise EcgmmError(f"{path}: signal line {signals.index(None) + 1} is not in WFDB's form: {lines[1 + signals.index(None)][:60]!r}")
+    if None in signals:
+        raise EcgmmError(
+            f"{path}: signal line {signals.index(None) + 1} is not in WFDB's form: {lines[1 + signals.index(None)][:60]!r}"
+        )
     record, signals = record.groupdict(), [s.groupdict() for s in signals]
     for line in (record, *signals):
         for field in _WHOLE:
-            if len(line.get(field) or "") > _DIGITS: raise EcgmmError(f"{path}: a whole number of at most {_DIGITS} digits is needed, got {line[field][:60]}")
-    if not signals or len(signals) != int(record["n_sig"]): raise EcgmmError(f"{path}: {record['n_sig']} signals announced, {len(signals)} signal lines found")
+            if len(line.get(field) or "") > _DIGITS:
+                raise EcgmmError(
+                    f"{path}: a whole number of at most {_DIGITS} digits is needed, got {line[field][:60]}"
+                )
+    if not signals or len(signals) != int(record["n_sig"]):
+        raise EcgmmError(
+            f"{path}: {record['n_sig']} signals announced, {len(signals)} signal lines found"
+        )
     return record, signals, comments
 
 # %% ../nbs/00_data.ipynb #5b1f0c9e
-_OWN = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
+_OWN = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EIO,
+)
 
 
 def file_fault(
-    e: OSError,   # from opening or reading a file
-) -> bool:        # False where the file may be read when the machine has recovered
+    e: OSError,  # from opening or reading a file
+) -> bool:  # False where the file may be read when the machine has recovered
     "Is an error the file's own fault: missing, forbidden, a folder, a name too long, links in a ring, broken sectors?"
-    return e.errno is None or e.errno in _OWN   # without a number it is a library's word on what the file holds
+    return (
+        e.errno is None or e.errno in _OWN
+    )  # without a number it is a library's word on what the file holds
 
 
 def _read(path, file, what, offset=0, most=0):
     "At most so many bytes of a file of the recording at `path`, and the file's size."
     try:
         info = file.stat()
-        if not stat.S_ISREG(info.st_mode): raise EcgmmError(f"{path}: {what} is missing: {'a folder' if stat.S_ISDIR(info.st_mode) else 'no file'} has its name")
+        if not stat.S_ISREG(info.st_mode):
+            raise EcgmmError(
+                f"{path}: {what} is missing: {'a folder' if stat.S_ISDIR(info.st_mode) else 'no file'} has its name"
+            )
         with file.open("rb") as f:
             f.seek(offset)
             return f.read(most), info.st_size
     except OSError as e:
-        if not file_fault(e): raise
+        if not file_fault(e):
+            raise
         lost = "no such header file" if file == path else f"{what} is missing"
-        raise EcgmmError(f"{path}: {lost}" if e.errno == errno.ENOENT else f"{path}: {what} cannot be read: {e.strerror or e}") from None
-    except UnicodeError: raise EcgmmError(f"{str(path)!a}: no file can have this name") from None
+        raise EcgmmError(
+            f"{path}: {lost}"
+            if e.errno == errno.ENOENT
+            else f"{path}: {what} cannot be read: {e.strerror or e}"
+        ) from None
+    except UnicodeError:
+        raise EcgmmError(f"{str(path)!a}: no file can have this name") from None
 
 # %% ../nbs/00_data.ipynb #6c2a1dae
-MOST_SAMPLES = 12 * 3600 * 1000  # of all leads together: twelve for an hour at 1000 Hz. `ecgmm_prepare` takes no more than an hour, no hospital's resting ECG comes near it, and reading so many needs about 1 GB
-_INVALID = -32768  # WFDB's mark for "no sample" in 16-bit formats; in others, too, the lowest number that fits
-_BITS = {"80": 8, "508": 8, "310": 10, "311": 10, "212": 12, "24": 24, "524": 24, "32": 32}  # of the formats that are not of 16 bits
-_BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": Fraction(3, 2), "310": Fraction(4, 3), "311": Fraction(4, 3)}  # a sample takes
-_FLAC = {"508": 1, "516": 2, "524": 3}  # a sample takes at most, but for a few words of the file's own
+MOST_SAMPLES = (
+    12 * 3600 * 1000
+)  # of all leads together: twelve for an hour at 1000 Hz. `ecgmm_prepare` takes no more than an hour, no hospital's resting ECG comes near it, and reading so many needs about 1 GB
+_INVALID = (
+    -32768
+)  # WFDB's mark for "no sample" in 16-bit formats; in others, too, the lowest number that fits
+_BITS = {
+    "80": 8,
+    "508": 8,
+    "310": 10,
+    "311": 10,
+    "212": 12,
+    "24": 24,
+    "524": 24,
+    "32": 32,
+}  # of the formats that are not of 16 bits
+_BYTES = {
+    "8": 1,
+    "16": 2,
+    "24": 3,
+    "32": 4,
+    "61": 2,
+    "80": 1,
+    "160": 2,
+    "212": Fraction(3, 2),
+    "310": Fraction(4, 3),
+    "311": Fraction(4, 3),
+}  # a sample takes
+_FLAC = {
+    "508": 1,
+    "516": 2,
+    "524": 3,
+}  # a sample takes at most, but for a few words of the file's own
 
 
 def _length(path, record, signals):
     "The samples of each lead, in frames, as header and files agree on them; an error before anything is read, if they do not."
     n, skew = int(record["n"]) if record["n"] else None, max(int(s["skew"] or 0) for s in signals)
-    if n == 0: raise EcgmmError(f"{path}: the record has no samples")
+    if n == 0:
+        raise EcgmmError(f"{path}: the record has no samples")
     for name in dict.fromkeys(s["file"] for s in signals):
         if name != Path(name).name or "\\" in name or name in ("..", ".") or not name.isprintable():
             raise EcgmmError(f"{path}: the header points outside its folder: {name!r}")
         mine = [s for s in signals if s["file"] == name]
         fmt, offset = mine[0]["fmt"], int(mine[0]["offset"] or 0)
-        if fmt not in _BYTES | _FLAC: raise EcgmmError(f"{path}: {name} is in the format {fmt}, which WFDB does not know")
-        if any(s["fmt"] != fmt or int(s["offset"] or 0) != offset for s in mine): raise EcgmmError(f"{path}: one format and one offset are needed for all leads in {name}")
-        if any(s["spf"] and int(s["spf"]) == 0 for s in mine): raise EcgmmError(f"{path}: a lead with 0 samples a frame")
-        frame = sum(int(s["spf"] or 1) for s in mine) * Fraction((_BYTES | _FLAC)[fmt])        # bytes
+        if fmt not in _BYTES | _FLAC:
+            raise EcgmmError(f"{path}: {name} is in the format {fmt}, which WFDB does not know")
+        if any(s["fmt"] != fmt or int(s["offset"] or 0) != offset for s in mine):
+            raise EcgmmError(
+                f"{path}: one format and one offset are needed for all leads in {name}"
+            )
+        if any(s["spf"] and int(s["spf"]) == 0 for s in mine):
+            raise EcgmmError(f"{path}: a lead with 0 samples a frame")
+        frame = sum(int(s["spf"] or 1) for s in mine) * Fraction((_BYTES | _FLAC)[fmt])  # bytes
         found = _read(path, path.parent / name, f"its signal file {name}")[1]
-        if n is None and fmt in _FLAC: raise EcgmmError(f"{path}: the header must say how many samples there are, since {name} is compressed")
-        if n is None: n = max(found - offset, 0) // frame                                       # the length may be left to the file
+        if n is None and fmt in _FLAC:
+            raise EcgmmError(
+                f"{path}: the header must say how many samples there are, since {name} is compressed"
+            )
+        if n is None:
+            n = max(found - offset, 0) // frame  # the length may be left to the file
         if n * sum(int(s["spf"] or 1) for s in signals) > MOST_SAMPLES:
-            raise EcgmmError(f"{path}: {n} samples of {len(signals)} leads are more than is read of one recording ({MOST_SAMPLES} of all leads together)")
-        if skew > n: raise EcgmmError(f"{path}: the header shifts a lead by {skew} of {n} samples")
+            raise EcgmmError(
+                f"{path}: {n} samples of {len(signals)} leads are more than is read of one recording ({MOST_SAMPLES} of all leads together)"
+            )
+        if skew > n:
+            raise EcgmmError(f"{path}: the header shifts a lead by {skew} of {n} samples")
         needed = offset + ceil(n * frame)
-        if fmt in _BYTES and found < needed: raise EcgmmError(f"{path}: {name} is truncated: {needed} bytes needed for {n} samples of {len(mine)} leads, {found} found")
-        spare = (1 + skew) * frame + (4 if frame.denominator > 1 else 0) if fmt in _BYTES else needed + (1 << 16)   # less than one sample more, or a block's rest
-        if found >= needed + spare: raise EcgmmError(f"{path}: {name} holds more than the {n} samples that the header announces: {found} bytes, {needed} needed")
-    if n == 0: raise EcgmmError(f"{path}: the record has no samples")
+        if fmt in _BYTES and found < needed:
+            raise EcgmmError(
+                f"{path}: {name} is truncated: {needed} bytes needed for {n} samples of {len(mine)} leads, {found} found"
+            )
+        spare = (
+            (1 + skew) * frame + (4 if frame.denominator > 1 else 0)
+            if fmt in _BYTES
+            else needed + (1 << 16)
+        )  # less than one sample more, or a block's rest
+        if found >= needed + spare:
+            raise EcgmmError(
+                f"{path}: {name} holds more than the {n} samples that the header announces: {found} bytes, {needed} needed"
+            )
+    if n == 0:
+        raise EcgmmError(f"{path}: the record has no samples")
     return n
 
 # %% ../nbs/00_data.ipynb #8c220bbc
 def _by_wfdb(path, signals, n):
     "(n, n_sig) ADC units as WFDB reads them. What it raises about a file is that file's reason; what the machine raises is passed on."
-    def fields(s): return s["file"], s["fmt"], int(s["spf"] or 1), int(s["skew"] or 0), int(s["offset"] or 0)
+
+    def fields(s):
+        return s["file"], s["fmt"], int(s["spf"] or 1), int(s["skew"] or 0), int(s["offset"] or 0)
+
     base = str(path.with_suffix(""))
     try:
         h = wfdb.rdheader(base)
-        theirs = [(f, fmt, spf or 1, skew or 0, offset or 0) for f, fmt, spf, skew, offset in zip(h.file_name, h.fmt, h.samps_per_frame, h.skew, h.byte_offset)]
-        if theirs != [fields(s) for s in signals] or h.sig_len not in (None, n): raise EcgmmError(f"{path}: WFDB reads other names and numbers in this header")
+        theirs = [
+            (f, fmt, spf or 1, skew or 0, offset or 0)
+            for f, fmt, spf, skew, offset in zip(
+                h.file_name, h.fmt, h.samps_per_frame, h.skew, h.byte_offset
+            )
+        ]
+        if theirs != [fields(s) for s in signals] or h.sig_len not in (None, n):
+            raise EcgmmError(f"{path}: WFDB reads other names and numbers in this header")
         return wfdb.rdrecord(base, physical=False, sampto=n).d_signal
     except Exception as e:
-        if isinstance(e, (MemoryError, EcgmmError)) or isinstance(e, OSError) and not file_fault(e): raise
-        raise EcgmmError(f"{path}: WFDB cannot read its signal file: {type(e).__name__}: {e}") from e
+        if isinstance(e, (MemoryError, EcgmmError)) or isinstance(e, OSError) and not file_fault(e):
+            raise
+        raise EcgmmError(
+            f"{path}: WFDB cannot read its signal file: {type(e).__name__}: {e}"
+        ) from e
 
 
 def _read_samples(path, record, signals):
     "(n_sig, n) float32 ADC units less the baseline's zero, NaN where the file marks a sample as invalid."
     n, n_sig, file = _length(path, record, signals), len(signals), signals[0]["file"]
-    if all(s["file"] == file and s["fmt"] == "16" and s["spf"] in (None, "1") and not int(s["skew"] or 0) for s in signals):
-        content = _read(path, path.parent / file, f"its signal file {file}", int(signals[0]["offset"] or 0), 2 * n * n_sig)[0]
-        if len(content) < 2 * n * n_sig: raise EcgmmError(f"{path}: {file} is truncated: it became shorter while it was read")
+    if all(
+        s["file"] == file
+        and s["fmt"] == "16"
+        and s["spf"] in (None, "1")
+        and not int(s["skew"] or 0)
+        for s in signals
+    ):
+        content = _read(
+            path,
+            path.parent / file,
+            f"its signal file {file}",
+            int(signals[0]["offset"] or 0),
+            2 * n * n_sig,
+        )[0]
+        if len(content) < 2 * n * n_sig:
+            raise EcgmmError(f"{path}: {file} is truncated: it became shorter while it was read")
         raw = np.frombuffer(content, "<i2").reshape(n, n_sig)
-    else: raw = _by_wfdb(path, signals, n)
-    if raw.shape != (n, n_sig): raise EcgmmError(f"{path}: {n} samples of {n_sig} leads were announced, {raw.shape} came")
+    else:
+        raw = _by_wfdb(path, signals, n)
+    if raw.shape != (n, n_sig):
+        raise EcgmmError(f"{path}: {n} samples of {n_sig} leads were announced, {raw.shape} came")
     for k, s in enumerate(signals):
-        if s["first"] is not None and raw[0, k] != int(s["first"]): raise EcgmmError(f"{path}: lead {s['lead']} starts with {raw[0, k]}, the header says {s['first']}")
+        if s["first"] is not None and raw[0, k] != int(s["first"]):
+            raise EcgmmError(
+                f"{path}: lead {s['lead']} starts with {raw[0, k]}, the header says {s['first']}"
+            )
     sums = raw.sum(axis=0, dtype=np.int64)
     for total, s in zip(sums, signals):
-        if s["checksum"] is not None and (int(total) - int(s["checksum"])) % 65536: raise EcgmmError(f"{path}: the checksum of lead {s['lead']} does not fit its samples")
+        if s["checksum"] is not None and (int(total) - int(s["checksum"])) % 65536:
+            raise EcgmmError(f"{path}: the checksum of lead {s['lead']} does not fit its samples")
     samples = np.ascontiguousarray(raw.T, dtype=np.float32)
-    invalid = np.array([_INVALID if s["fmt"] not in _BITS else -(1 << (_BITS[s["fmt"]] - 1)) for s in signals])
-    if (raw.min(axis=0) == invalid).any(): samples[raw.T == invalid[:, None]] = np.nan
+    invalid = np.array(
+        [_INVALID if s["fmt"] not in _BITS else -(1 << (_BITS[s["fmt"]] - 1)) for s in signals]
+    )
+    if (raw.min(axis=0) == invalid).any():
+        samples[raw.T == invalid[:, None]] = np.nan
     return samples
 
 # %% ../nbs/00_data.ipynb #6db747ec
-_LIMB = {"I": (1, 0), "II": (0, 1), "III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}  # in terms of I and II
+_LIMB = {
+    "I": (1, 0),
+    "II": (0, 1),
+    "III": (-1, 1),
+    "aVR": (-0.5, -0.5),
+    "aVL": (1, -0.5),
+    "aVF": (-0.5, 1),
+}  # in terms of I and II
 
 
 def standard_leads(
-    x: np.ndarray,         # (n_leads, T) samples
-    names,                 # the leads' names, in any order and case
+    x: np.ndarray,  # (n_leads, T) samples
+    names,  # the leads' names, in any order and case
     derive: bool = False,  # compute missing limb leads from two present ones
-) -> np.ndarray:           # (12, T) in the order of `LEADS`
+) -> np.ndarray:  # (12, T) in the order of `LEADS`
     "The twelve leads in the standard order; `ValueError` says which one is missing, unknown or doubled."
     known = {lead.lower(): lead for lead in LEADS}
     found = [known.get(str(n).strip().lower(), None) for n in names]
-    if None in found: raise EcgmmError(f"unknown lead {names[found.index(None)]!r}, the twelve are {', '.join(LEADS)}")
-    if len(set(found)) < len(found): raise EcgmmError(f"a lead is given twice: {', '.join(map(str, names))}")
+    if None in found:
+        raise EcgmmError(
+            f"unknown lead {names[found.index(None)]!r}, the twelve are {', '.join(LEADS)}"
+        )
+    if len(set(found)) < len(found):
+        raise EcgmmError(f"a lead is given twice: {', '.join(map(str, names))}")
     missing = [lead for lead in LEADS if lead not in found]
-    if not missing: return x if found == list(LEADS) else x[[found.index(lead) for lead in LEADS]]
+    if not missing:
+        return x if found == list(LEADS) else x[[found.index(lead) for lead in LEADS]]
     limb = [lead for lead in found if lead in _LIMB][:2]
-    lost = missing if not derive or len(limb) < 2 else [lead for lead in missing if lead not in _LIMB]
-    if lost: raise EcgmmError(f"{'lead' if len(lost) == 1 else 'leads'} {', '.join(lost)} missing")
-    base = np.linalg.solve([_LIMB[lead] for lead in limb], np.stack([x[found.index(lead)] for lead in limb]).astype(np.float64))
-    rows = [x[found.index(lead)] if lead in found else np.asarray(_LIMB[lead]) @ base for lead in LEADS]
+    lost = (
+        missing if not derive or len(limb) < 2 else [lead for lead in missing if lead not in _LIMB]
+    )
+    if lost:
+        raise EcgmmError(f"{'lead' if len(lost) == 1 else 'leads'} {', '.join(lost)} missing")
+    base = np.linalg.solve(
+        [_LIMB[lead] for lead in limb],
+        np.stack([x[found.index(lead)] for lead in limb]).astype(np.float64),
+    )
+    rows = [
+        x[found.index(lead)] if lead in found else np.asarray(_LIMB[lead]) @ base for lead in LEADS
+    ]
     return np.stack(rows).astype(x.dtype)
 
 # %% ../nbs/00_data.ipynb #63c7f89a
 @dataclass(frozen=True)
-class Record:
+class Recording:
     "What a file says about one recording."
-    name: str               # the record's name in its header
-    x: np.ndarray           # (12, T) float32 mV in the order of `LEADS`; NaN where a sample is missing
-    fs: float               # sampling rate, Hz
-    age: float = np.nan     # years, NaN where unknown
-    sex: str = ""           # "Male", "Female" or "" where unknown
-    codes: tuple = ()       # all SNOMED CT codes, scored or not, in the header's order; () where the header gives no diagnosis
+
+    name: str  # the record's name in its header
+    x: np.ndarray  # (12, T) float32 mV in the order of `LEADS`; NaN where a sample is missing
+    fs: float  # sampling rate, Hz
+    age: float = np.nan  # years, NaN where unknown
+    sex: str = ""  # "Male", "Female" or "" where unknown
+    # all SNOMED CT codes, scored or not, in the header's order; () where the header gives no
+    # diagnosis
+    codes: tuple = ()
 
 # %% ../nbs/00_data.ipynb #7a35f565
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}  # unit, in lower case -> mV
-_STEP = (1e-9, 1e3)                                                  # mV: what one unit of a converter can be; beyond, all samples would be 0 or infinite
+_STEP = (
+    1e-9,
+    1e3,
+)  # mV: what one unit of a converter can be; beyond, all samples would be 0 or infinite
 _SEX = {"male": "Male", "m": "Male", "female": "Female", "f": "Female"}
 
 
 def _age(text):
     "Years, or NaN. PTB-XL writes 300 for 'older than 89', which is not an age."
-    try: years = float(text)
-    except ValueError: return np.nan
+    try:
+        years = float(text)
+    except ValueError:
+        return np.nan
     return years if 0 <= years <= 130 else np.nan
 
 
 def _number(path, text, what):
     "A number of the header; `1e` looks like one and is none."
-    try: return float(text)
-    except ValueError: raise EcgmmError(f"{path}: {what} is {text!r}, a number is needed") from None
+    try:
+        return float(text)
+    except ValueError:
+        raise EcgmmError(f"{path}: {what} is {text!r}, a number is needed") from None
 
 
 def _step(path, s):
     "The mV of one unit of a lead, from its unit and gain."
-    if s["gain"] is None or s["lead"] is None: raise EcgmmError(f"{path}: gain and name are needed for each lead, one of {s['file']}'s lines has none")
+    if s["gain"] is None or s["lead"] is None:
+        raise EcgmmError(
+            f"{path}: gain and name are needed for each lead, one of {s['file']}'s lines has none"
+        )
     unit, gain = s["unit"] or "mV", _number(path, s["gain"], f"the gain of lead {s['lead']}")
-    if unit.lower() not in _TO_MV: raise EcgmmError(f"{path}: lead {s['lead']} is in {unit!r}, a voltage is needed (mV, uV or V)")
-    if not (np.isfinite(gain) and gain > 0): raise EcgmmError(f"{path}: the gain of lead {s['lead']} is {s['gain']}, a positive number of units per mV is needed")
+    if unit.lower() not in _TO_MV:
+        raise EcgmmError(
+            f"{path}: lead {s['lead']} is in {unit!r}, a voltage is needed (mV, uV or V)"
+        )
+    if not (np.isfinite(gain) and gain > 0):
+        raise EcgmmError(
+            f"{path}: the gain of lead {s['lead']} is {s['gain']}, a positive number of units per mV is needed"
+        )
     step = _TO_MV[unit.lower()] / gain
-    if not _STEP[0] <= step <= _STEP[1]: raise EcgmmError(f"{path}: the gain of lead {s['lead']} is {s['gain']}: no converter has a unit of {step:g} mV")
+    if not _STEP[0] <= step <= _STEP[1]:
+        raise EcgmmError(
+            f"{path}: the gain of lead {s['lead']} is {s['gain']}: no converter has a unit of {step:g} mV"
+        )
     return step
 
 # %% ../nbs/00_data.ipynb #7d3b2ebf
-def read_record(
-    path,                  # the header file, with or without `.hea`
+def read_recording(
+    path,  # the header file, with or without `.hea`
     derive: bool = False,  # compute missing limb leads from two present ones
-) -> Record:
+) -> Recording:
     "Read one 12-lead WFDB record; every `EcgmmError` names the file and what was needed."
     path = Path(path) if str(path).endswith(".hea") else Path(f"{path}.hea")
-    if "\0" in str(path): raise EcgmmError(f"{str(path)!a}: no file can have this name")
+    if "\0" in str(path):
+        raise EcgmmError(f"{str(path)!a}: no file can have this name")
     content, size = _read(path, path, "the header file", 0, _HEADER_BYTES + 1)
-    if max(size, len(content)) > _HEADER_BYTES: raise EcgmmError(f"{path}: the header is larger than 1 MiB: not a WFDB header")
+    if max(size, len(content)) > _HEADER_BYTES:
+        raise EcgmmError(f"{path}: the header is larger than 1 MiB: not a WFDB header")
     record, signals, comments = _parse_header(path, content)
     fs = _number(path, record["fs"], "the sampling rate")
-    if not 1 <= fs <= 100_000: raise EcgmmError(f"{path}: a sampling rate between 1 and 100,000 Hz is needed, got {record['fs']}")
+    if not 1 <= fs <= 100_000:
+        raise EcgmmError(
+            f"{path}: a sampling rate between 1 and 100,000 Hz is needed, got {record['fs']}"
+        )
     scale = [_step(path, s) for s in signals]
     zero = np.array([int(s["baseline"] or s["zero"] or 0) for s in signals], np.float32)
     x = _read_samples(path, record, signals)
     x -= zero[:, None]
     x *= np.array(scale, np.float32)[:, None]
-    try: x = standard_leads(x, [s["lead"] for s in signals], derive)
-    except EcgmmError as e: raise EcgmmError(f"{path}: {e}") from None
+    try:
+        x = standard_leads(x, [s["lead"] for s in signals], derive)
+    except EcgmmError as e:
+        raise EcgmmError(f"{path}: {e}") from None
     said = {key.strip().lower(): value for key, value in comments}
-    codes = tuple(dict.fromkeys("_".join(c.split()) for key, value in comments if key.strip().lower() == "dx" for c in re.split("[,;]", value) if c.strip().lower() not in ("", "unknown", "nan", "none")))
-    return Record(record["name"], x, fs, _age(said.get("age", "")), _SEX.get(said.get("sex", "").lower(), ""), codes)
+    codes = tuple(
+        dict.fromkeys(
+            "_".join(c.split())
+            for key, value in comments
+            if key.strip().lower() == "dx"
+            for c in re.split("[,;]", value)
+            if c.strip().lower() not in ("", "unknown", "nan", "none")
+        )
+    )
+    return Recording(
+        record["name"],
+        x,
+        fs,
+        _age(said.get("age", "")),
+        _SEX.get(said.get("sex", "").lower(), ""),
+        codes,
+    )
 
 # %% ../nbs/00_data.ipynb #a47dcadf
-def record_files(
-    record: Record,  # missing samples become WFDB's invalid mark
-) -> dict:           # name of the file -> its bytes: `NAME.mat`, then `NAME.hea`
+def recording_files(
+    record: Recording,  # missing samples become WFDB's invalid mark
+) -> dict:  # name of the file -> its bytes: `NAME.mat`, then `NAME.hea`
     "A record as the Challenge 2020 writes it: 16-bit samples at 1000 units/mV in a MATLAB v4 file, and a WFDB header."
-    if not re.fullmatch(r"[\w.-]+", record.name): raise EcgmmError(f"record_files: a name of letters, digits, '.', '_' or '-' is needed, got {record.name!r}")
-    if record.x.shape[0] != 12: raise EcgmmError(f"record_files: twelve leads are needed, got {record.x.shape}")
+    if not re.fullmatch(r"[\w.-]+", record.name):
+        raise EcgmmError(
+            f"recording_files: a name of letters, digits, '.', '_' or '-' is needed, got {record.name!r}"
+        )
+    if record.x.shape[0] != 12:
+        raise EcgmmError(f"recording_files: twelve leads are needed, got {record.x.shape}")
     adc = np.clip(np.round(np.nan_to_num(record.x) * 1000), -32767, 32767).astype("<i2")
     adc[np.isnan(record.x)] = _INVALID
-    mat = np.array([30, *adc.shape, 0, 4], "<i4").tobytes() + b"val\0" + adc.T.tobytes()   # MATLAB v4: 30 is little-endian int16
+    mat = (
+        np.array([30, *adc.shape, 0, 4], "<i4").tobytes() + b"val\0" + adc.T.tobytes()
+    )  # MATLAB v4: 30 is little-endian int16
     checksums = (adc.sum(axis=1, dtype=np.int64) + 32768) % 65536 - 32768
     lines = [f"{record.name} 12 {record.fs:g} {adc.shape[1]}"]
-    lines += [f"{record.name}.mat 16+24 1000/mV 16 0 {first} {check} 0 {lead}" for first, check, lead in zip(adc[:, 0], checksums, LEADS)]
+    lines += [
+        f"{record.name}.mat 16+24 1000/mV 16 0 {first} {check} 0 {lead}"
+        for first, check, lead in zip(adc[:, 0], checksums, LEADS)
+    ]
     age = "NaN" if np.isnan(record.age) else f"{record.age:g}"
-    lines += [f"#Age: {age}", f"#Sex: {record.sex or 'Unknown'}", f"#Dx: {','.join(record.codes)}", "#Rx: Unknown", "#Hx: Unknown", "#Sx: Unknown"]
+    lines += [
+        f"#Age: {age}",
+        f"#Sex: {record.sex or 'Unknown'}",
+        f"#Dx: {','.join(record.codes)}",
+        "#Rx: Unknown",
+        "#Hx: Unknown",
+        "#Sx: Unknown",
+    ]
     return {f"{record.name}.mat": mat, f"{record.name}.hea": ("\n".join(lines) + "\n").encode()}
 
 
-def write_record(
-    folder,          # where to put `NAME.mat` and `NAME.hea`; made if need be
-    record: Record,  # what to write
-) -> Path:           # the header's path
+def write_recording(
+    folder,  # where to put `NAME.mat` and `NAME.hea`; made if need be
+    record: Recording,  # what to write
+) -> Path:  # the header's path
     "Write a record in the Challenge's layout."
-    files, folder = record_files(record), Path(folder)
+    files, folder = recording_files(record), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items(): (folder / name).write_bytes(content)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     return folder / f"{record.name}.hea"
 
 # %% ../nbs/00_data.ipynb #19d26450
@@ -358,31 +600,42 @@ def _phases(up, down):
     "The anti-aliasing filter (20 zero crossings, Kaiser window with beta 5) as a row of taps per phase, and the first input of each phase."
     half = 10 * max(up, down)
     h = up * firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0))
-    reach = -(-half // up)                                    # inputs on either side that an output depends on
+    reach = -(-half // up)  # inputs on either side that an output depends on
     at = half + (np.arange(up) * down % up)[:, None] - np.arange(-reach, reach + 1) * up
     taps = np.where((0 <= at) & (at <= 2 * half), h[at.clip(0, 2 * half)], 0)
     return taps.astype(np.float32), np.arange(up) * down // up, reach
 
 
 def resample(
-    x: np.ndarray,    # (..., T) samples
-    fs: float,        # their rate, Hz
-    to: float = FS,   # the wanted rate, Hz
-) -> np.ndarray:      # (..., ceil(T * to / fs)) samples, float32
+    x: np.ndarray,  # (..., T) samples
+    fs: float,  # their rate, Hz
+    to: float = FS,  # the wanted rate, Hz
+) -> np.ndarray:  # (..., ceil(T * to / fs)) samples, float32
     "Change the sampling rate of each lead by an anti-aliased polyphase filter without phase shift."
-    if not (fs > 0 and to > 0): raise EcgmmError(f"resample: two positive rates are needed, got {fs} and {to} Hz")
+    if not (fs > 0 and to > 0):
+        raise EcgmmError(f"resample: two positive rates are needed, got {fs} and {to} Hz")
     x = np.asarray(x, dtype=np.float32)
     up, down = Fraction(to / fs).limit_denominator(2000).as_integer_ratio()
-    if up == down or x.shape[-1] < 2: return x
+    if up == down or x.shape[-1] < 2:
+        return x
     taps, first, reach = _phases(up, down)
     n = -(-x.shape[-1] * up // down)
-    slope = (x[..., -1:] - x[..., :1]) / (x.shape[-1] - 1)    # the line through both ends is taken off, and put back on
+    slope = (x[..., -1:] - x[..., :1]) / (
+        x.shape[-1] - 1
+    )  # the line through both ends is taken off, and put back on
     level = x - x[..., :1] - slope * np.arange(x.shape[-1], dtype=np.float32)
-    seen = np.lib.stride_tricks.sliding_window_view(np.pad(level, [(0, 0)] * (x.ndim - 1) + [(reach, reach)]), 2 * reach + 1, axis=-1)
+    seen = np.lib.stride_tricks.sliding_window_view(
+        np.pad(level, [(0, 0)] * (x.ndim - 1) + [(reach, reach)]), 2 * reach + 1, axis=-1
+    )
     y = np.empty((*x.shape[:-1], n), np.float32)
     for r in range(min(up, n)):
         place = y[..., r::up]
-        np.einsum("...tk,k->...t", seen[..., first[r]::down, :][..., :place.shape[-1], :], taps[r], out=place)
+        np.einsum(
+            "...tk,k->...t",
+            seen[..., first[r] :: down, :][..., : place.shape[-1], :],
+            taps[r],
+            out=place,
+        )
     return y + x[..., :1] + slope * (np.arange(n) * (down / up)).astype(np.float32)
 
 # %% ../nbs/00_data.ipynb #efc9c7f5
@@ -390,36 +643,48 @@ _PAPER = {"fine": "#f6d5d5", "thick": "#eba9a9", "ink": "#1a1a2e"}
 
 
 def plot_ecg(
-    x,                # (12, T) mV
-    fs: float = FS,   # Hz
+    x,  # (12, T) mV
+    fs: float = FS,  # Hz
     title: str = "",  # stands above the paper
-    ax=None,          # where to draw; a new figure in true proportions if None
-    rows: float = 2.5, # mV between the rows of leads
-):                    # the matplotlib axes
+    ax=None,  # where to draw; a new figure in true proportions if None
+    rows: float = 2.5,  # mV between the rows of leads
+):  # the matplotlib axes
     "Twelve leads on ECG paper (25 mm/s, 10 mm/mV): three rows of four leads, and lead II along the bottom."
     x = np.asarray(x, dtype=float)
-    if x.ndim != 2 or len(x) != 12: raise EcgmmError(f"plot_ecg: (12, T) in mV is needed, got {x.shape}")
+    if x.ndim != 2 or len(x) != 12:
+        raise EcgmmError(f"plot_ecg: (12, T) in mV is needed, got {x.shape}")
     seconds = min(x.shape[1] / fs, 10)
-    part = min(seconds / 4, 2.5) if seconds > 4 else seconds        # a short window is shown whole in each column
+    part = (
+        min(seconds / 4, 2.5) if seconds > 4 else seconds
+    )  # a short window is shown whole in each column
     width = 4 * part
     strip = seconds > 4
     top, bottom = 1.5, -rows * (3 if strip else 2) - 1.5
-    if ax is None: ax = plt.subplots(figsize=(width * 25 / 25.4 * 0.9, (top - bottom) * 10 / 25.4 * 0.9))[1]
+    if ax is None:
+        ax = plt.subplots(figsize=(width * 25 / 25.4 * 0.9, (top - bottom) * 10 / 25.4 * 0.9))[1]
     for step_t, step_v, color, lw in ((0.04, 0.1, "fine", 0.3), (0.2, 0.5, "thick", 0.5)):
         ts, vs = np.arange(0, width + 1e-6, step_t), np.arange(bottom, top + 1e-6, step_v)
         lines = [[(s, bottom), (s, top)] for s in ts] + [[(0, v), (width, v)] for v in vs]
         ax.add_collection(LineCollection(lines, colors=_PAPER[color], linewidths=lw, zorder=0))
-    n = int(part * fs + 1e-6)                                       # four columns never reach past the end
+    n = int(part * fs + 1e-6)  # four columns never reach past the end
     for k, lead in enumerate(LEADS):
         row, column = k % 3, k // 3
         start = column * n if strip else 0
-        ax.plot(column * part + np.arange(n) / fs, x[k, start:start + n] - row * rows, color=_PAPER["ink"], lw=0.7)
+        ax.plot(
+            column * part + np.arange(n) / fs,
+            x[k, start : start + n] - row * rows,
+            color=_PAPER["ink"],
+            lw=0.7,
+        )
         ax.text(column * part + 0.04, 0.75 - row * rows, lead, fontsize=7, weight="bold")
     if strip:
         m = int(width * fs)
         ax.plot(np.arange(m) / fs, x[1, :m] - 3 * rows, color=_PAPER["ink"], lw=0.7)
         ax.text(0.04, 0.75 - 3 * rows, "II", fontsize=7, weight="bold")
     ax.set(xlim=(0, width), ylim=(bottom, top), yticks=[], xlabel="s    (25 mm/s, 10 mm/mV)")
-    ax.set_title(title, fontsize=8, loc="left", parse_math=False)   # a name with dollar signs is no formula
-    ax.tick_params(labelsize=6); ax.xaxis.label.set_size(6)
+    ax.set_title(
+        title, fontsize=8, loc="left", parse_math=False
+    )  # a name with dollar signs is no formula
+    ax.tick_params(labelsize=6)
+    ax.xaxis.label.set_size(6)
     return ax

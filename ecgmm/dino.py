@@ -13,9 +13,9 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from .command import EcgmmError
+from . import EcgmmError
 from .models import mlp
-from .probes import embedding_spread
+from .probes import feature_spread
 from .simclr import directions
 from .spectrogram import FrontEnd
 from .training import cosine, ema_update, processes
@@ -25,116 +25,167 @@ from .views import make_views, recipe
 class DINOHead(nn.Module):
     "From features to logits over prototypes: an MLP, then cosines with unit-length prototypes."
 
-    def __init__(self,
-        n_in: int,              # an encoder's `n_out`
-        n_out: int = 65536,     # prototypes (the paper's code)
-        hidden: int = 512,      # hidden units (the paper's code)
+    def __init__(
+        self,
+        n_in: int,  # an encoder's `n_out`
+        n_out: int = 65536,  # prototypes (the paper's code)
+        hidden: int = 512,  # hidden units (the paper's code)
         bottleneck: int = 128,  # features that are compared with the prototypes (the paper's code)
-        norm: bool = True,      # batch norm before each bend (the paper's code: none)
+        norm: bool = True,  # batch norm before each bend (the paper's code: none)
     ):
         super().__init__()
         self.mlp = mlp(n_in, hidden, hidden, bottleneck, act=nn.GELU, norm=norm)
         for layer in self.mlp:
-            if isinstance(layer, nn.Linear): nn.init.trunc_normal_(layer.weight, std=0.02); nn.init.zeros_(layer.bias)
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.randn(n_out, bottleneck))
 
-    def forward(self,
-        h: torch.Tensor,   # (B, n_in) features
-    ) -> torch.Tensor:     # (B, n_out) float32 cosines, between -1 and 1
+    def forward(
+        self,
+        h: torch.Tensor,  # (B, n_in) features
+    ) -> torch.Tensor:  # (B, n_out) float32 cosines, between -1 and 1
         "Compare with each prototype."
         z = directions(self.mlp(h))
-        with torch.autocast(h.device.type, enabled=False): return z @ directions(self.prototypes).T
+        with torch.autocast(h.device.type, enabled=False):
+            return z @ directions(self.prototypes).T
 
 # %% ../nbs/22_dino.ipynb #a19fa158
 def batch_mean(
-    teacher: torch.Tensor,   # (G, B, K) this process's logits
-) -> torch.Tensor:           # (K,) the mean over views, records and processes
+    teacher: torch.Tensor,  # (G, B, K) this process's logits
+) -> torch.Tensor:  # (K,) the mean over views, records and processes
     "What the centre moves towards."
     mean = teacher.detach().float().flatten(0, 1).mean(0)
     world = processes()[1]
-    if world > 1: dist.all_reduce(mean)
+    if world > 1:
+        dist.all_reduce(mean)
     return mean / world
 
 
 def update_centre(
-    centre: torch.Tensor,      # (K,)
-    teacher: torch.Tensor,     # (G, B, K) this process's logits
-    momentum: float = 0.9,     # (the paper's code)
-) -> torch.Tensor:             # (K,) the new centre
+    centre: torch.Tensor,  # (K,)
+    teacher: torch.Tensor,  # (G, B, K) this process's logits
+    momentum: float = 0.9,  # (the paper's code)
+) -> torch.Tensor:  # (K,) the new centre
     "Move the centre towards the mean of the teacher's logits."
     return momentum * centre + (1 - momentum) * batch_mean(teacher)
 
 # %% ../nbs/22_dino.ipynb #04f261c9
 def dino_loss(
-    student: torch.Tensor,         # (V, B, K) the student's logits, the first G views being those that the teacher saw
-    teacher: torch.Tensor,         # (G, B, K) the teacher's
-    centre: torch.Tensor,          # (K,) the running mean of the teacher's logits
-    student_temp: float = 0.1,     # (the paper's code)
-    teacher_temp: float = 0.04,    # lower, so the teacher is surer than the student
-) -> torch.Tensor:                 # scalar, nat: the mean over all pairs of different views
+    # (V, B, K) the student's logits, the first G views being those that the teacher saw
+    student: torch.Tensor,
+    teacher: torch.Tensor,  # (G, B, K) the teacher's
+    centre: torch.Tensor,  # (K,) the running mean of the teacher's logits
+    student_temp: float = 0.1,  # (the paper's code)
+    teacher_temp: float = 0.04,  # lower, so the teacher is surer than the student
+) -> torch.Tensor:  # scalar, nat: the mean over all pairs of different views
     "Cross-entropy of the student's distribution on one view with the teacher's on another."
-    if not (student.ndim == teacher.ndim == 3 and student.shape[1:] == teacher.shape[1:] and 1 <= len(teacher) <= len(student) >= 2):
-        raise EcgmmError(f"dino_loss: (V, B, K) and (G, B, K) with V >= G and at least two views are needed, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+    if not (
+        student.ndim == teacher.ndim == 3
+        and student.shape[1:] == teacher.shape[1:]
+        and 1 <= len(teacher) <= len(student) >= 2
+    ):
+        raise EcgmmError(
+            f"dino_loss: (V, B, K) and (G, B, K) with V >= G and at least two views are needed, got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
     told = ((teacher.detach().float() - centre) / teacher_temp).softmax(-1)
     said = (student.float() / student_temp).log_softmax(-1)
     with torch.autocast(student.device.type, enabled=False):
-        cross = -torch.einsum("gbk,vbk->gv", told, said) / student.shape[1]     # (G, V): teacher's view, student's view
+        cross = (
+            -torch.einsum("gbk,vbk->gv", told, said) / student.shape[1]
+        )  # (G, V): teacher's view, student's view
     other = ~torch.eye(len(teacher), len(student), dtype=torch.bool, device=cross.device)
     return cross[other].mean()
 
 # %% ../nbs/22_dino.ipynb #7ddb7efe
 def teacher_figures(
-    teacher: torch.Tensor,   # (G, B, K) logits
-    centre: torch.Tensor,    # (K,)
-    temp: float,             # the teacher's temperature
-) -> dict:                   # "teacher_entropy", "used": between 0 and 1; "centre_norm"
+    teacher: torch.Tensor,  # (G, B, K) logits
+    centre: torch.Tensor,  # (K,)
+    temp: float,  # the teacher's temperature
+) -> dict:  # "teacher_entropy", "used": between 0 and 1; "centre_norm"
     "The two ways to collapse, as meters: every record's answer uniform (entropy 1), or the same for all (used near 0)."
-    told, largest = ((teacher.detach().float() - centre) / temp).softmax(-1).flatten(0, 1), math.log(teacher.shape[-1])
+    told, largest = (
+        ((teacher.detach().float() - centre) / temp).softmax(-1).flatten(0, 1),
+        math.log(teacher.shape[-1]),
+    )
     entropy = lambda p: -(p * p.clamp_min(1e-30).log()).sum(-1)
-    return {"teacher_entropy": entropy(told).mean() / largest, "used": entropy(told.mean(0)) / largest, "centre_norm": centre.norm()}
+    return {
+        "teacher_entropy": entropy(told).mean() / largest,
+        "used": entropy(told.mean(0)) / largest,
+        "centre_norm": centre.norm(),
+    }
 
 # %% ../nbs/22_dino.ipynb #2345d417
 class DINO(nn.Module):
     "A student, a teacher that is its slow average, and the centre that keeps the teacher from saying one thing to everybody."
 
-    def __init__(self,
-        front: FrontEnd,                  # fitted; fixes the modality
-        encoder: nn.Module,               # standardised windows of any length to (B, n_out)
-        groups=None,                      # views, the first group global; `recipe("multicrop", modality)` if None
-        n_prototypes: int = 65536,        # outputs of the head (the paper's code)
-        hidden: int = 512,                # hidden units of the head (the paper's code)
-        student_temp: float = 0.1,        # (the paper's code)
-        teacher_temp=(0.04, 0.04),        # at the first step, and after the warm-up (the paper's code: 0.04)
-        temp_warmup: float = 0.1,         # share of the steps in which the teacher's temperature climbs
-        momentum: float = 0.996,          # of the teacher at the first step, 1 at the last (the paper's code: 0.996 throughout)
-        centre_momentum: float = 0.9,     # (the paper's code)
-        decay=(0.04, 0.4),                # weight decay at the first and at the last step (the paper's code, there as L2)
+    def __init__(
+        self,
+        front: FrontEnd,  # fitted; fixes the modality
+        encoder: nn.Module,  # standardised windows of any length to (B, n_out)
+        groups=None,  # views, the first group global; `recipe("multicrop", modality)` if None
+        n_prototypes: int = 65536,  # outputs of the head (the paper's code)
+        hidden: int = 512,  # hidden units of the head (the paper's code)
+        student_temp: float = 0.1,  # (the paper's code)
+        teacher_temp=(
+            0.04,
+            0.04,
+        ),  # at the first step, and after the warm-up (the paper's code: 0.04)
+        temp_warmup: float = 0.1,  # share of the steps in which the teacher's temperature climbs
+        # of the teacher at the first step, 1 at the last (the paper's code: 0.996 throughout)
+        momentum: float = 0.996,
+        centre_momentum: float = 0.9,  # (the paper's code)
+        decay=(
+            0.04,
+            0.4,
+        ),  # weight decay at the first and at the last step (the paper's code, there as L2)
         freeze_prototypes: float = 0.01,  # share of the steps in which the prototypes stand still
-        norm: bool = True,                # batch norm in the head (the paper's code: none)
+        norm: bool = True,  # batch norm in the head (the paper's code: none)
     ):
         super().__init__()
-        self.front, self.student_temp, self.teacher_temp, self.temp_warmup = front, student_temp, teacher_temp, temp_warmup
-        self.momentum, self.centre_momentum, self.decay, self.freeze_prototypes = momentum, centre_momentum, decay, freeze_prototypes
+        self.front, self.student_temp, self.teacher_temp, self.temp_warmup = (
+            front,
+            student_temp,
+            teacher_temp,
+            temp_warmup,
+        )
+        self.momentum, self.centre_momentum, self.decay, self.freeze_prototypes = (
+            momentum,
+            centre_momentum,
+            decay,
+            freeze_prototypes,
+        )
         self.groups = recipe("multicrop", front.modality) if groups is None else groups
-        if not self.groups or self.groups[0].n < 1 or sum(g.n for g in self.groups) < 2: raise EcgmmError("DINO: at least one global view, and two views in all, are needed")
-        if n_prototypes < 2: raise EcgmmError(f"DINO: at least two prototypes are needed, got {n_prototypes}")
-        if not min(student_temp, *teacher_temp) > 0: raise EcgmmError(f"DINO: temperatures above 0 are needed, got {student_temp} and {teacher_temp}")
+        if not self.groups or self.groups[0].n < 1 or sum(g.n for g in self.groups) < 2:
+            raise EcgmmError("DINO: at least one global view, and two views in all, are needed")
+        if n_prototypes < 2:
+            raise EcgmmError(f"DINO: at least two prototypes are needed, got {n_prototypes}")
+        if not min(student_temp, *teacher_temp) > 0:
+            raise EcgmmError(
+                f"DINO: temperatures above 0 are needed, got {student_temp} and {teacher_temp}"
+            )
         for name, m in dict(momentum=momentum, centre_momentum=centre_momentum).items():
-            if not 0 <= m <= 1: raise EcgmmError(f"DINO: a {name} from 0 to 1 is needed, got {m}")
-        self.student = nn.ModuleDict({"encoder": encoder, "head": DINOHead(encoder.n_out, n_prototypes, hidden, norm=norm)})
+            if not 0 <= m <= 1:
+                raise EcgmmError(f"DINO: a {name} from 0 to 1 is needed, got {m}")
+        self.student = nn.ModuleDict(
+            {"encoder": encoder, "head": DINOHead(encoder.n_out, n_prototypes, hidden, norm=norm)}
+        )
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(n_prototypes))
-        self.temp_now = teacher_temp[0]      # `before_step` sets it from the step's number, so a resumed run has it too
+        self.temp_now = teacher_temp[
+            0
+        ]  # `before_step` sets it from the step's number, so a resumed run has it too
 
     @property
     def encoder(self) -> nn.Module:  # the teacher's, which is the better one
         "What is kept."
         return self.teacher["encoder"]
 
-    def loss(self,
-        batch: dict,             # "x": (B, 12, T) mV or (B, W, 12, T)
-        rng: torch.Generator,    # on the device of x
-    ):                           # the loss, and figures: "spread" of the student's features, and `teacher_figures`
+    def loss(
+        self,
+        batch: dict,  # "x": (B, 12, T) mV or (B, W, 12, T)
+        rng: torch.Generator,  # on the device of x
+    ):  # the loss, and figures: "spread" of the student's features, and `teacher_figures`
         "The student sees all views, the teacher the global ones; views of one size share a pass."
         views, b = make_views(batch["x"], self.front, self.groups, rng), len(batch["x"])
         split = lambda logits: logits.unflatten(0, (-1, b))
@@ -143,8 +194,12 @@ class DINO(nn.Module):
         with torch.no_grad():
             teacher = split(self.teacher["head"](self.teacher["encoder"](views[0])))
         loss = dino_loss(student, teacher, self.centre, self.student_temp, self.temp_now)
-        figures = {"spread": embedding_spread(h[0]), **teacher_figures(teacher, self.centre, self.temp_now)}
-        if self.training: self.centre.copy_(update_centre(self.centre, teacher, self.centre_momentum))
+        figures = {
+            "spread": feature_spread(h[0]),
+            **teacher_figures(teacher, self.centre, self.temp_now),
+        }
+        if self.training:
+            self.centre.copy_(update_centre(self.centre, teacher, self.centre_momentum))
         return loss, figures
 
     def teacher_temperature(self, step: int, n_steps: int) -> float:
@@ -167,7 +222,8 @@ class DINO(nn.Module):
 
     def before_update(self, step: int, n_steps: int):
         "At first the prototypes stand still, so that the features find something to agree on."
-        if step < self.freeze_prototypes * n_steps: self.student["head"].prototypes.grad = None
+        if step < self.freeze_prototypes * n_steps:
+            self.student["head"].prototypes.grad = None
 
     def after_step(self, step: int, n_steps: int):
         "The teacher takes a small step towards the student."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'probabilities', 'score', 'label_part', 'describe_backbone', 'start_backbone', 'training_history',
-           'supervise', 'finetune', 'random_backbone', 'probe', 'plot_label_curve', 'label_curve', 'ecgmm_finetune']
+           'train_classifier', 'finetune', 'random_backbone', 'probe', 'plot_label_curve', 'label_curve',
+           'ecgmm_finetune']
 
 # %% ../nbs/30_finetune.ipynb #23515e39
 import json
@@ -15,12 +16,21 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
-from .command import EcgmmError, command, listed
+from . import EcgmmError
+from .settings import command, listed
 from .data import ABBREVIATIONS
 from .metrics import common_threshold, report
-from .models import ENCODERS, Backbone, Classifier, Head, save_decision, save_model, weights_digest
+from ecgmm.models import (
+    ENCODERS,
+    Backbone,
+    Classifier,
+    Head,
+    save_decision,
+    save_model,
+    weights_digest,
+)
 from .pretrain import load_pretrained
-from .probes import features, knn_probabilities, linear_probabilities, per_record
+from .probes import features, knn_probabilities, linear_probabilities, mean_over_windows
 from .runs import Run, plain, write_whole
 from .store import Store, as_fold
 from .training import begin_together, best_weights, fit, read_history
@@ -28,80 +38,110 @@ from .windows import Batches, Windows, accelerator_for, choose_device
 
 # %% ../nbs/30_finetune.ipynb #03972b6e
 def probabilities(
-    model,                    # maps windows (B, 12, T) in mV to logits (B, 24)
-    windows: Windows,         # of N recordings
-    stride: int = 125,        # samples between windows: half of one, the paper's
-    batch_size: int = 512,    # windows at a time
-) -> np.ndarray:              # (N, 24) float64, the mean over each recording's windows
+    model,  # maps windows (B, 12, T) in mV to logits (B, 24)
+    windows: Windows,  # of N recordings
+    stride: int = 125,  # samples between windows: half of one, the paper's
+    batch_size: int = 512,  # windows at a time
+) -> np.ndarray:  # (N, 24) float64, the mean over each recording's windows
     "Probabilities per recording; the model is in evaluation mode meanwhile."
     was_training = model.training
     model.eval()
-    try: return per_record(lambda x: model(x).sigmoid(), windows, stride, batch_size)
-    finally: model.train(was_training)
+    try:
+        return mean_over_windows(lambda x: model(x).sigmoid(), windows, stride, batch_size)
+    finally:
+        model.train(was_training)
 
 # %% ../nbs/30_finetune.ipynb #89f19ba3
 def score(
-    tune: tuple,     # (y, prob) of the tune recordings, (N, 24) each: the threshold comes from here
-    test: tuple,     # (y, prob) of the test recordings: the report is about these
-) -> dict:           # "threshold", "test" and "tune" reports
+    tune: tuple,  # (y, prob) of the tune recordings, (N, 24) each: the threshold comes from here
+    test: tuple,  # (y, prob) of the test recordings: the report is about these
+) -> dict:  # "threshold", "test" and "tune" reports
     "A threshold from tune, a report on test: two arguments, so that neither can stand for the other."
     t = common_threshold(*tune)
-    return dict(threshold=float(t), test=report(*test, test[1] >= t), tune=report(*tune, tune[1] >= t))
+    return dict(
+        threshold=float(t), test=report(*test, test[1] >= t), tune=report(*tune, tune[1] >= t)
+    )
 
 # %% ../nbs/30_finetune.ipynb #402d3d3a
 def label_part(
-    rows: np.ndarray,   # (n,) train rows
-    fraction: float,    # of them that may be used with their labels, above 0 to 1
-    seed: int = 0,      # of the choice
-) -> np.ndarray:        # (max(1, round(fraction * n)),) rows; a smaller part is contained in each larger one of the same seed
+    rows: np.ndarray,  # (n,) train rows
+    fraction: float,  # of them that may be used with their labels, above 0 to 1
+    seed: int = 0,  # of the choice
+) -> np.ndarray:  # (max(1, round(fraction * n)),) rows; a smaller part is contained in each larger one of the same seed
     "The recordings whose labels are known, if labels are scarce."
-    if not 0 < fraction <= 1: raise EcgmmError(f"label_part: a fraction above 0 and at most 1 is needed, got {fraction}")
-    return np.random.default_rng(seed).permutation(rows)[:max(1, round(fraction * len(rows)))] if fraction < 1 else rows
+    if not 0 < fraction <= 1:
+        raise EcgmmError(f"label_part: a fraction above 0 and at most 1 is needed, got {fraction}")
+    return (
+        np.random.default_rng(seed).permutation(rows)[: max(1, round(fraction * len(rows)))]
+        if fraction < 1
+        else rows
+    )
 
 # %% ../nbs/30_finetune.ipynb #7cf1e053
 def describe_backbone(
-    store: Store,    # a prepared database
-    fold,            # the test fold
-    modality: str,   # "signal" or "spectrogram"
-    encoder: str,    # see `make_encoder`; the paper's for the modality, or the pre-trained one, if None
-    pretrained,      # folder that `pretrain` wrote; None for an untrained encoder
-) -> tuple:          # what the config has to say: "modality", "encoder", "pretraining", "pretraining_folds"; and the digest of the pre-trained weights or None
+    store: Store,  # a prepared database
+    fold,  # the test fold
+    modality: str,  # "signal" or "spectrogram"
+    # see `make_encoder`; the paper's for the modality, or the pre-trained one, if None
+    encoder: str,
+    pretrained,  # folder that `pretrain` wrote; None for an untrained encoder
+) -> tuple:  # what the config has to say: "modality", "encoder", "pretraining", "pretraining_folds"; and the digest of the pre-trained weights or None
     "What a classifier is to stand on, checked before anything is made."
-    if modality not in ENCODERS: raise EcgmmError(f"a modality signal or spectrogram is needed, got {modality!r}")
+    if modality not in ENCODERS:
+        raise EcgmmError(f"a modality signal or spectrogram is needed, got {modality!r}")
     if pretrained is None:
         made = dict(modality=modality, encoder=encoder or ENCODERS[modality])
-        with torch.device("meta"): Backbone.from_config(made)
+        with torch.device("meta"):
+            Backbone.from_config(made)
         return made, None
     made = load_pretrained(pretrained, store, fold)[1]
     for key, value in dict(modality=modality, encoder=encoder).items():
-        if value not in (None, made[key]): raise EcgmmError(f"{pretrained} is a {made['modality']} encoder {made['encoder']}, {value} was asked for")
-    if made["preprocessing"] != store.meta["options"]: raise EcgmmError(f"{pretrained} was pre-trained on a store with {made['preprocessing']}, this one has {store.meta['options']}")
-    return {k: made[k] for k in ("modality", "encoder", "pretraining")} | dict(pretraining_folds=made["folds"]), weights_digest(Path(pretrained) / "model")
+        if value not in (None, made[key]):
+            raise EcgmmError(
+                f"{pretrained} is a {made['modality']} encoder {made['encoder']}, {value} was asked for"
+            )
+    if made["preprocessing"] != store.meta["options"]:
+        raise EcgmmError(
+            f"{pretrained} was pre-trained on a store with {made['preprocessing']}, this one has {store.meta['options']}"
+        )
+    return {k: made[k] for k in ("modality", "encoder", "pretraining")} | dict(
+        pretraining_folds=made["folds"]
+    ), weights_digest(Path(pretrained) / "model")
 
 
 def start_backbone(
-    made: dict,      # what `describe_backbone` said
-    pretrained,      # folder that `pretrain` wrote; None for an untrained encoder
-    batches,         # an iterable of {"x": (B, 12, T) mV}: train windows, for the statistics of an untrained one's front end
-    device="cpu",    # where it computes
+    made: dict,  # what `describe_backbone` said
+    pretrained,  # folder that `pretrain` wrote; None for an untrained encoder
+    # an iterable of {"x": (B, 12, T) mV}: train windows, for the statistics of an untrained one's
+    # front end
+    batches,
+    device="cpu",  # where it computes
 ) -> Backbone:
     "What a classifier stands on; the session's random numbers decide the weights of an untrained one."
-    if pretrained is not None: return load_pretrained(pretrained)[0].to(device)
+    if pretrained is not None:
+        return load_pretrained(pretrained)[0].to(device)
     backbone = Backbone.from_config(made).to(device)
     backbone.front.fit(batch["x"] for batch in batches)
     return backbone
 
 # %% ../nbs/30_finetune.ipynb #9478c961
-CHOICES = ("auroc", "auprc")   # the figures of tune that choose an epoch
+CHOICES = ("auroc", "auprc")  # the figures of tune that choose an epoch
 
 
 def _note_best(file, y, prob, figures):
     "Keep the probabilities of the epoch that is best on the recordings themselves, by each figure."
     held = dict(np.load(file, allow_pickle=False)) if file.is_file() else {}
     for name in CHOICES:
-        if name not in held or figures[name] > held[name]: held |= {name: figures[name], f"{name}_prob": prob}   # where there is no figure the first epoch stays
+        if name not in held or figures[name] > held[name]:
+            held |= {
+                name: figures[name],
+                f"{name}_prob": prob,
+            }  # where there is no figure the first epoch stays
+
     def write(part):
-        with open(part, "wb") as f: np.savez(f, **held)
+        with open(part, "wb") as f:
+            np.savez(f, **held)
+
     write_whole(file, write)
 
 
@@ -112,8 +152,21 @@ def _ends(best_by):
 
 def _files(best_by, phases):
     "All files that training may leave; what is decided later is added then."
-    inside = [f"model{end}/{name}" for end in _ends(best_by).values() for name in ("model.safetensors", "config.json", "README.md", "decision.json", "run.json")]
-    return [*inside, *(f"predictions{end}.npz" for end in _ends(best_by).values()), "training/paper.npz", *(f"training/{phase}{name}" for phase in phases for name in ("checkpoint.safetensors", "history.jsonl"))]
+    inside = [
+        f"model{end}/{name}"
+        for end in _ends(best_by).values()
+        for name in ("model.safetensors", "config.json", "README.md", "decision.json", "run.json")
+    ]
+    return [
+        *inside,
+        *(f"predictions{end}.npz" for end in _ends(best_by).values()),
+        "training/paper.npz",
+        *(
+            f"training/{phase}{name}"
+            for phase in phases
+            for name in ("checkpoint.safetensors", "history.jsonl")
+        ),
+    ]
 
 
 def _phases(settings, still):
@@ -125,226 +178,469 @@ def _phases(settings, still):
 def _train_phases(model, still, train, folder, phases, settings, common):
     "All phases, one after the other."
     for number, (phase, epochs) in enumerate(phases.items()):
-        for b in still: b.freeze(phase == "head/")
-        if phase == "": model.rates = getattr(model, "rates", {}) | {f"{name}.encoder.".removeprefix("."): settings["encoder_rate"] for name, module in model.named_modules() if any(module is b for b in still)}
-        fit(model, train, epochs=epochs, folder=folder / phase, seed=settings["seed"], phase=number, **common)
+        for b in still:
+            b.freeze(phase == "head/")
+        if phase == "":
+            model.rates = getattr(model, "rates", {}) | {
+                f"{name}.encoder.".removeprefix("."): settings["encoder_lr_scale"]
+                for name, module in model.named_modules()
+                if any(module is b for b in still)
+            }
+        fit(
+            model,
+            train,
+            epochs=epochs,
+            folder=folder / phase,
+            seed=settings["seed"],
+            phase=number,
+            **common,
+        )
 
 
 def training_history(
-    folder,           # of a run of `finetune` or `fuse`
-) -> list:            # a dict an epoch, those of both phases one after the other; "frozen": 1 where the encoder stood still
+    folder,  # of a run of `finetune` or `fuse`
+) -> list:  # a dict an epoch, those of both phases one after the other; "frozen": 1 where the encoder stood still
     "How a classifier's training went."
     training = Path(folder) / "training"
     phases = [p for p in ("head", ".") if (training / p / "history.jsonl").is_file()]
-    return [h | ({"frozen": 1} if p == "head" else {}) for p in phases for h in read_history(training / p)]
+    return [
+        h | ({"frozen": 1} if p == "head" else {})
+        for p in phases
+        for h in read_history(training / p)
+    ]
 
 # %% ../nbs/30_finetune.ipynb #43073b6d
 def _check_training(settings):
     "A clear word before anything is made; settings as of `finetune`."
     w = settings
-    for name, least in dict(epochs=1, batch_size=1, per_record=1, min_steps=0, freeze_epochs=0, weight_decay=0, encoder_rate=0, seed=0).items():
-        if not w[name] >= least: raise EcgmmError(f"{name} must be at least {least}, got {w[name]}" + (": at least one epoch is needed" if name == "epochs" else ""))
-    if not w["seed"] < 2**32: raise EcgmmError(f"a seed below 2**32 is needed, got {w['seed']}")
-    if not w["lr"] > 0: raise EcgmmError(f"a learning rate lr above 0 is needed, got {w['lr']}")
-    if w["precision"] not in ("no", "bf16"): raise EcgmmError(f"a precision 'no' (float32) or 'bf16' is needed, got {w['precision']!r}")
-    if w["best_by"] not in CHOICES: raise EcgmmError(f"best_by 'auroc' or 'auprc' is needed, got {w['best_by']!r}")
+    for name, least in dict(
+        epochs=1,
+        batch_size=1,
+        windows_per_recording=1,
+        min_steps=0,
+        freeze_epochs=0,
+        weight_decay=0,
+        encoder_lr_scale=0,
+        seed=0,
+    ).items():
+        if not w[name] >= least:
+            raise EcgmmError(
+                f"{name} must be at least {least}, got {w[name]}"
+                + (": at least one epoch is needed" if name == "epochs" else "")
+            )
+    if not w["seed"] < 2**32:
+        raise EcgmmError(f"a seed below 2**32 is needed, got {w['seed']}")
+    if not w["lr"] > 0:
+        raise EcgmmError(f"a learning rate lr above 0 is needed, got {w['lr']}")
+    if w["precision"] not in ("no", "bf16"):
+        raise EcgmmError(f"a precision 'no' (float32) or 'bf16' is needed, got {w['precision']!r}")
+    if w["best_by"] not in CHOICES:
+        raise EcgmmError(f"best_by 'auroc' or 'auprc' is needed, got {w['best_by']!r}")
 
 
 def _rows_of_fold(store, fold, settings):
     "Rows of each role, train cut down to the part whose labels are known; and all train rows."
     rows = store.split(fold)
     for role, r in rows.items():
-        if len(r) == 0: raise EcgmmError(f"fold {fold} of {store.folder} has no labelled recording in the role {role}")
+        if len(r) == 0:
+            raise EcgmmError(
+                f"fold {fold} of {store.folder} has no labelled recording in the role {role}"
+            )
     found = store.y[rows["tune"]].sum(0)
-    if not ((0 < found) & (found < len(rows["tune"]))).any(): raise EcgmmError(f"no class of the tune recordings of fold {fold} has both positives and negatives: no epoch can be chosen")
-    return rows | {"train": label_part(rows["train"], settings["fraction"], settings["seed"])}, rows["train"]
+    if not ((0 < found) & (found < len(rows["tune"]))).any():
+        raise EcgmmError(
+            f"no class of the tune recordings of fold {fold} has both positives and negatives: no epoch can be chosen"
+        )
+    return rows | {
+        "train": label_part(rows["train"], settings["fraction"], settings["seed"])
+    }, rows["train"]
 
 
-def supervise(
-    store: Store,          # a prepared database
-    folder,                # where models, history and predictions go
-    fold,                  # the test fold; the next one is tune; or the name of a source
-    config: dict,          # of the model: its architecture, dropout, pre-training
-    start,                 # `start(batches, device) -> (model, its pre-trained backbones)`; batches of train windows are for statistics
-    settings: dict,        # "epochs", "batch_size", "per_record", "lr", "weight_decay", "best_by", "seed", "precision", "fraction", "min_steps", "freeze_epochs", "encoder_rate": see `finetune`
-    encoders=None,         # digests of the pre-trained encoders' weights, for the identity of the run; None from scratch
-    paper: bool = False,   # also keep the test probabilities of the epoch that is best on the test recordings
-    cpu: bool = False,     # leave an accelerator alone
-    overwrite: bool = False, # replace a classifier that was trained otherwise
-    progress: bool = True, # show a bar
-) -> dict:                 # threshold, reports on test and tune, history
+def train_classifier(
+    store: Store,  # a prepared database
+    folder,  # where models, history and predictions go
+    fold,  # the test fold; the next one is tune; or the name of a source
+    config: dict,  # of the model: its architecture, dropout, pre-training
+    # `start(batches, device) -> (model, its pre-trained backbones)`; batches of train windows are
+    # for statistics
+    start,
+    # "epochs", "batch_size", "windows_per_recording", "lr", "weight_decay", "best_by", "seed",
+    # "precision", "fraction", "min_steps", "freeze_epochs", "encoder_lr_scale": see `finetune`
+    settings: dict,
+    # digests of the pre-trained encoders' weights, for the identity of the run; None from scratch
+    encoders=None,
+    # also keep the test probabilities of the epoch that is best on the test recordings
+    paper: bool = False,
+    cpu: bool = False,  # leave an accelerator alone
+    overwrite: bool = False,  # replace a classifier that was trained otherwise
+    progress: bool = True,  # show a bar
+) -> dict:  # threshold, reports on test and tune, history
     "Train a model on one fold, score it, and leave model folders (best by AUROC, best by average precision) with their predictions; what is done already is read."
     _check_training(settings)
     rows, everyone = _rows_of_fold(store, fold, settings)
-    per_record = max(settings["per_record"], settings["min_steps"] * settings["batch_size"] // len(rows["train"]) if settings["fraction"] < 1 else 0)
-    settings = {k: v for k, v in (settings | dict(fold=fold, per_record=per_record)).items() if encoders or k not in ("freeze_epochs", "encoder_rate")}
+    windows_per_recording = max(
+        settings["windows_per_recording"],
+        settings["min_steps"] * settings["batch_size"] // len(rows["train"])
+        if settings["fraction"] < 1
+        else 0,
+    )
+    settings = {
+        k: v
+        for k, v in (
+            settings | dict(fold=fold, windows_per_recording=windows_per_recording)
+        ).items()
+        if encoders or k not in ("freeze_epochs", "encoder_lr_scale")
+    }
     phases = _phases(settings, encoders)
-    accelerator, identity = accelerator_for(cpu), dict(model=config, settings=settings, paper=paper, store=store.meta["content"], encoders=encoders)
-    with begin_together(accelerator, folder, "classifier", identity, _files(settings["best_by"], phases), overwrite, say=progress) as run:
-        if not run.done: _train_classifier(store, run, fold, rows, everyone, phases, config, start, settings, paper, accelerator, progress)
+    accelerator, identity = (
+        accelerator_for(cpu),
+        dict(
+            model=config,
+            settings=settings,
+            paper=paper,
+            store=store.meta["content"],
+            encoders=encoders,
+        ),
+    )
+    with begin_together(
+        accelerator,
+        folder,
+        "classifier",
+        identity,
+        _files(settings["best_by"], phases),
+        overwrite,
+        say=progress,
+    ) as run:
+        if not run.done:
+            _train_in(
+                store,
+                run,
+                fold,
+                rows,
+                everyone,
+                phases,
+                config,
+                start,
+                settings,
+                paper,
+                accelerator,
+                progress,
+            )
         accelerator.wait_for_everyone()
-        told = {k: {m: np.nan if v is None else v for m, v in r.items()} if isinstance(r, dict) else r for k, r in run.result.items()}
+        told = {
+            k: {m: np.nan if v is None else v for m, v in r.items()} if isinstance(r, dict) else r
+            for k, r in run.result.items()
+        }
     return told | dict(history=training_history(run.folder))
 
 
-def _train_classifier(store, run, fold, rows, everyone, phases, config, start, settings, paper, accelerator, progress):
-    "The work of `supervise` in a folder that has been begun."
+def _train_in(
+    store, run, fold, rows, everyone, phases, config, start, settings, paper, accelerator, progress
+):
+    "The work of `train_classifier` in a folder that has been begun."
     w, device = settings, accelerator.device
-    windows, y = {role: Windows(store, r, device=device) for role, r in rows.items()}, {role: store.y[r] for role, r in rows.items()}
-    train = Batches(windows["train"], y["train"], w["batch_size"], w["per_record"])
-    statistics = train if w["fraction"] == 1 else Batches(Windows(store, everyone, device=device), None, w["batch_size"])   # these need no labels
+    windows, y = (
+        {role: Windows(store, r, device=device) for role, r in rows.items()},
+        {role: store.y[r] for role, r in rows.items()},
+    )
+    train = Batches(windows["train"], y["train"], w["batch_size"], w["windows_per_recording"])
+    statistics = (
+        train
+        if w["fraction"] == 1
+        else Batches(Windows(store, everyone, device=device), None, w["batch_size"])
+    )  # these need no labels
     with torch.random.fork_rng():
         torch.manual_seed(w["seed"])
         model, still = start(lambda: statistics.epoch(w["seed"]), device)
 
     def look(model, epoch):
-        told = {role: probabilities(model, windows[role]) for role in ("tune", "test")[:1 + paper]}
+        told = {role: probabilities(model, windows[role]) for role in ("tune", "test")[: 1 + paper]}
         told = {role: (p, report(y[role], p, p >= 0.5)) for role, p in told.items()}
-        if paper: _note_best(run.path("training/paper.npz"), y["test"], *told["test"])
+        if paper:
+            _note_best(run.path("training/paper.npz"), y["test"], *told["test"])
         return {f"tune_{name}": told["tune"][1][name] for name in CHOICES}
 
     ends = _ends(w["best_by"])
-    common = dict(lr=w["lr"], weight_decay=w["weight_decay"], clip=1.0, evaluate=look, best_by=tuple(f"tune_{c}" for c in sorted(ends, key=ends.get)), precision=w["precision"], accelerator=accelerator, progress=progress)
+    common = dict(
+        lr=w["lr"],
+        weight_decay=w["weight_decay"],
+        clip=1.0,
+        evaluate=look,
+        best_by=tuple(f"tune_{c}" for c in sorted(ends, key=ends.get)),
+        precision=w["precision"],
+        accelerator=accelerator,
+        progress=progress,
+    )
     _train_phases(model, still, train, run.folder / "training", phases, w, common)
     folds = store.held_out(fold) | dict(sizes={role: len(r) for role, r in rows.items()})
-    about = config | dict(folds=folds, preprocessing=store.meta["options"], trained_on=sorted(store.records["source"].iloc[rows["train"]].unique()))
-    results = {figure: _publish(store, run, model, figure, end, rows, y, windows, phases, about | dict(settings=w | dict(best_by=figure)), accelerator) for figure, end in ends.items()}
-    run.finish(results[w["best_by"]], spare=[f"training/{phase}checkpoint.safetensors" for phase in phases])   # they are large, and of use to go on only
+    about = config | dict(
+        folds=folds,
+        preprocessing=store.meta["options"],
+        trained_on=sorted(store.records["source"].iloc[rows["train"]].unique()),
+    )
+    results = {
+        figure: _publish(
+            store,
+            run,
+            model,
+            figure,
+            end,
+            rows,
+            y,
+            windows,
+            phases,
+            about | dict(settings=w | dict(best_by=figure)),
+            accelerator,
+        )
+        for figure, end in ends.items()
+    }
+    run.finish(
+        results[w["best_by"]], spare=[f"training/{phase}checkpoint.safetensors" for phase in phases]
+    )  # they are large, and of use to go on only
 
 
 def _publish(store, run, model, figure, end, rows, y, windows, phases, about, accelerator):
     "The model of the epoch that is best by a figure of tune, what it decides, and its predictions."
-    model.load_state_dict(best_weights([run.folder / "training" / phase for phase in phases], f"tune_{figure}"))
+    model.load_state_dict(
+        best_weights([run.folder / "training" / phase for phase in phases], f"tune_{figure}")
+    )
     prob = {role: probabilities(model, windows[role]) for role in ("tune", "test")}
     scores = score((y["tune"], prob["tune"]), (y["test"], prob["test"]))
     if accelerator.is_main_process:
         where = save_model(run.folder / f"model{end}", model, about)
-        save_decision(where, dict(thresholds=[scores["threshold"]] * len(ABBREVIATIONS), metrics=plain(scores)))
-        held = {f"{role}_{name}": v for role in prob for name, v in (("rows", rows[role]), ("path", store.records["path"].iloc[rows[role]].to_numpy(str)), ("y", y[role]), ("prob", prob[role]))}
+        save_decision(
+            where,
+            dict(thresholds=[scores["threshold"]] * len(ABBREVIATIONS), metrics=plain(scores)),
+        )
+        held = {
+            f"{role}_{name}": v
+            for role in prob
+            for name, v in (
+                ("rows", rows[role]),
+                ("path", store.records["path"].iloc[rows[role]].to_numpy(str)),
+                ("y", y[role]),
+                ("prob", prob[role]),
+            )
+        }
         if (file := run.folder / "training" / "paper.npz").is_file():
-            with np.load(file, allow_pickle=False) as paper: held |= dict(paper_prob=paper[f"{figure}_prob"])
+            with np.load(file, allow_pickle=False) as paper:
+                held |= dict(paper_prob=paper[f"{figure}_prob"])
+
         def write(part):
-            with open(part, "wb") as f: np.savez(f, **held)
+            with open(part, "wb") as f:
+                np.savez(f, **held)
+
         run.write(f"predictions{end}.npz", write)
     return scores
 
 # %% ../nbs/30_finetune.ipynb #bf13c792
 def finetune(
-    store: Store,                # a prepared database
-    folder,                      # where models, history and predictions go
-    fold=0,                      # the test fold; the next one is tune; or the name of a source to test on, see `Store.split`
-    modality: str = "signal",    # or "spectrogram"
-    encoder: str = None,         # see `make_encoder`; the paper's for the modality, or the pre-trained one, if None
-    epochs: int = 10,            # passes over the train recordings (the paper: 100)
-    batch_size: int = 32,        # windows (the paper: 128 recordings of 5 windows)
-    per_record: int = 5,         # windows of each recording in an epoch (the paper's)
-    lr: float = 3e-3,            # highest rate of AdamW (the paper: 5e-3 with Adam)
+    store: Store,  # a prepared database
+    folder,  # where models, history and predictions go
+    # the test fold; the next one is tune; or the name of a source to test on, see `Store.split`
+    fold=0,
+    modality: str = "signal",  # or "spectrogram"
+    # see `make_encoder`; the paper's for the modality, or the pre-trained one, if None
+    encoder: str = None,
+    epochs: int = 10,  # passes over the train recordings (the paper: 100)
+    batch_size: int = 32,  # windows (the paper: 128 recordings of 5 windows)
+    windows_per_recording: int = 5,  # windows of each recording in an epoch (the paper's)
+    lr: float = 3e-3,  # highest rate of AdamW (the paper: 5e-3 with Adam)
     weight_decay: float = 0.01,  # on weights, not on norms and biases (the paper: none)
-    dropout: float = 0.0,        # in the head (the paper: none)
-    best_by: str = "auroc",      # figure of the tune fold that chooses the epoch: "auroc" or "auprc"
-    seed: int = 0,               # everything random follows from it
-    precision: str = "no",       # "no" or "bf16"
-    cpu: bool = False,           # leave an accelerator alone
-    overwrite: bool = False,     # replace a classifier in the folder that was trained otherwise
-    progress: bool = True,       # show a bar
-    pretrained=None,             # folder that `pretrain` wrote; None trains from scratch
-    freeze_epochs: int = 2,      # first epochs in which a pre-trained encoder stands still while the head learns; as many as `epochs` (or more) for a head alone
-    encoder_rate: float = 0.3,   # a pre-trained encoder's rate as a share of the head's
-    fraction: float = 1.0,       # of the train recordings that have labels, see `label_part`
-    min_steps: int = 28,         # with few labels each recording gives more windows, so that an epoch has about so many batches
-    paper: bool = False,         # also keep what the paper's protocol would report, see `supervise`
-) -> dict:                       # threshold, reports on test and tune, history
+    dropout: float = 0.0,  # in the head (the paper: none)
+    best_by: str = "auroc",  # figure of the tune fold that chooses the epoch: "auroc" or "auprc"
+    seed: int = 0,  # everything random follows from it
+    precision: str = "no",  # "no" or "bf16"
+    cpu: bool = False,  # leave an accelerator alone
+    overwrite: bool = False,  # replace a classifier in the folder that was trained otherwise
+    progress: bool = True,  # show a bar
+    pretrained=None,  # folder that `pretrain` wrote; None trains from scratch
+    # first epochs in which a pre-trained encoder stands still while the head learns; as many as
+    # `epochs` (or more) for a head alone
+    freeze_epochs: int = 2,
+    encoder_lr_scale: float = 0.3,  # a pre-trained encoder's rate as a share of the head's
+    fraction: float = 1.0,  # of the train recordings that have labels, see `label_part`
+    # with few labels each recording gives more windows, so that an epoch has about so many batches
+    min_steps: int = 28,
+    paper: bool = False,  # also keep what the paper's protocol would report, see `train_classifier`
+) -> dict:  # threshold, reports on test and tune, history
     "Train a classifier on one fold, score it, and leave a model folder with its predictions."
-    if not 0 <= dropout < 1: raise EcgmmError(f"a dropout from 0 to below 1 is needed, got {dropout}")
+    if not 0 <= dropout < 1:
+        raise EcgmmError(f"a dropout from 0 to below 1 is needed, got {dropout}")
     made, digest = describe_backbone(store, fold, modality, encoder, pretrained)
+
     def start(batches, device):
         backbone = start_backbone(made, pretrained, batches(), device)
-        model = Classifier(backbone.front, backbone.encoder, Head(backbone.encoder.n_out, dropout=dropout)).to(device)
+        model = Classifier(
+            backbone.front, backbone.encoder, Head(backbone.encoder.n_out, dropout=dropout)
+        ).to(device)
         return model, [model] if pretrained else []
-    settings = dict(epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, best_by=best_by, seed=seed, precision=precision, fraction=fraction,
-                    min_steps=min_steps, freeze_epochs=freeze_epochs, encoder_rate=encoder_rate)
-    return supervise(store, folder, fold, made | dict(dropout=dropout), start, settings, digest, paper, cpu, overwrite, progress)
+
+    settings = dict(
+        epochs=epochs,
+        batch_size=batch_size,
+        windows_per_recording=windows_per_recording,
+        lr=lr,
+        weight_decay=weight_decay,
+        best_by=best_by,
+        seed=seed,
+        precision=precision,
+        fraction=fraction,
+        min_steps=min_steps,
+        freeze_epochs=freeze_epochs,
+        encoder_lr_scale=encoder_lr_scale,
+    )
+    return train_classifier(
+        store,
+        folder,
+        fold,
+        made | dict(dropout=dropout),
+        start,
+        settings,
+        digest,
+        paper,
+        cpu,
+        overwrite,
+        progress,
+    )
 
 # %% ../nbs/30_finetune.ipynb #47966e41
 def random_backbone(
-    store: Store,                # a prepared database
-    fold: int,                   # the test fold; the front end is fitted on its train role
-    modality: str = "signal",    # or "spectrogram"
-    encoder: str = None,         # see `make_encoder`; the paper's for the modality if None
-    seed: int = 0,               # of the weights
-) -> Backbone:                   # in evaluation mode
+    store: Store,  # a prepared database
+    fold: int,  # the test fold; the front end is fitted on its train role
+    modality: str = "signal",  # or "spectrogram"
+    encoder: str = None,  # see `make_encoder`; the paper's for the modality if None
+    seed: int = 0,  # of the weights
+) -> Backbone:  # in evaluation mode
     "An encoder that was never trained, with a fitted front end: the control."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made, _ = describe_backbone(store, fold, modality, encoder, None)
-        return start_backbone(made, None, Batches(Windows(store, store.split(fold)["train"])).epoch(seed)).eval()
+        return start_backbone(
+            made, None, Batches(Windows(store, store.split(fold)["train"])).epoch(seed)
+        ).eval()
 
 # %% ../nbs/30_finetune.ipynb #2839c274
 def probe(
-    store: Store,                # a prepared database
-    backbone: Backbone,          # pre-trained or random; it is not changed
-    fold: int = 0,               # the test fold
-    fractions=(1.0,),            # parts of the train recordings whose labels are known, see `label_part`
-    seed: int = 0,               # of the choice of these
-    kinds=("linear", "knn"),     # which probes
-    k: int = 10,                 # neighbours that vote
-    cpu: bool = False,           # leave an accelerator alone
-) -> dict:                       # (kind, fraction) -> {"tune": (y, prob), "test": (y, prob)}
+    store: Store,  # a prepared database
+    backbone: Backbone,  # pre-trained or random; it is not changed
+    fold: int = 0,  # the test fold
+    fractions=(1.0,),  # parts of the train recordings whose labels are known, see `label_part`
+    seed: int = 0,  # of the choice of these
+    kinds=("linear", "knn"),  # which probes
+    k: int = 10,  # neighbours that vote
+    cpu: bool = False,  # leave an accelerator alone
+) -> dict:  # (kind, fraction) -> {"tune": (y, prob), "test": (y, prob)}
     "What frozen features are worth: recordings of tune and test judged by a linear probe and by their neighbours."
     rows, device = store.split(fold), choose_device(cpu)
-    h = {role: features(backbone.to(device), Windows(store, r, device=device)) for role, r in rows.items()}
+    h = {
+        role: features(backbone.to(device), Windows(store, r, device=device))
+        for role, r in rows.items()
+    }
     y, out = {role: store.y[r] for role, r in rows.items()}, {}
     for fraction in fractions:
         known = np.flatnonzero(np.isin(rows["train"], label_part(rows["train"], fraction, seed)))
         for kind in kinds:
-            if kind not in ("linear", "knn"): raise EcgmmError(f"probe: the kind linear or knn is needed, got {kind!r}")
-            ask = linear_probabilities if kind == "linear" else lambda a, b, *others: [knn_probabilities(a, b, o, min(k, len(a))) for o in others]
+            if kind not in ("linear", "knn"):
+                raise EcgmmError(f"probe: the kind linear or knn is needed, got {kind!r}")
+            ask = (
+                linear_probabilities
+                if kind == "linear"
+                else lambda a, b, *others: [
+                    knn_probabilities(a, b, o, min(k, len(a))) for o in others
+                ]
+            )
             prob = ask(h["train"][known], y["train"][known], h["tune"], h["test"])
             out[kind, fraction] = {role: (y[role], p) for role, p in zip(("tune", "test"), prob)}
     return out
 
 # %% ../nbs/30_finetune.ipynb #f8451b8b
 def plot_label_curve(
-    table: pd.DataFrame,   # what `label_curve` returned
-):                         # the matplotlib figure
+    table: pd.DataFrame,  # what `label_curve` returned
+):  # the matplotlib figure
     "AUROC and AUPRC against the number of labelled recordings, a line per way."
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
     for ax, figure in zip(axes, ("auroc", "auprc")):
-        for way, g in table.groupby("way", sort=False): ax.plot(g["labelled"], g[figure], "o-", label=way, ms=4)
-        ax.set(xscale="log", xlabel="labelled train recordings", ylabel=f"macro {figure.upper()} on test", xticks=sorted(set(table["labelled"])))
-        ax.set_xticklabels(sorted(set(table["labelled"]))); ax.minorticks_off()
+        for way, g in table.groupby("way", sort=False):
+            ax.plot(g["labelled"], g[figure], "o-", label=way, ms=4)
+        ax.set(
+            xscale="log",
+            xlabel="labelled train recordings",
+            ylabel=f"macro {figure.upper()} on test",
+            xticks=sorted(set(table["labelled"])),
+        )
+        ax.set_xticklabels(sorted(set(table["labelled"])))
+        ax.minorticks_off()
     axes[0].legend(fontsize=8)
     return fig
 
 # %% ../nbs/30_finetune.ipynb #d5fcfbb0
 def label_curve(
-    store: Store,                   # a prepared database
-    folder,                         # a run per fraction, `curve.csv` and `curve.png`
-    fractions=(0.01, 0.1, 1.0),     # parts of the train recordings whose labels are known
-    fold: int = 0,                  # the test fold
-    settings: dict = None,          # further arguments of `finetune` by name, `pretrained` among them
-) -> pd.DataFrame:                  # a row per fraction and way: "finetune", "linear", "knn"
+    store: Store,  # a prepared database
+    folder,  # a run per fraction, `curve.csv` and `curve.png`
+    fractions=(0.01, 0.1, 1.0),  # parts of the train recordings whose labels are known
+    fold: int = 0,  # the test fold
+    settings: dict = None,  # further arguments of `finetune` by name, `pretrained` among them
+) -> pd.DataFrame:  # a row per fraction and way: "finetune", "linear", "knn"
     "What a number of labels buys."
     folder, settings = Path(folder), settings or {}
-    modality, seed, pretrained = settings.get("modality", "signal"), settings.get("seed", 0), settings.get("pretrained")
-    changing = {k: v for k, v in settings.items() if k not in ("cpu", "progress", "overwrite", "pretrained")}
+    modality, seed, pretrained = (
+        settings.get("modality", "signal"),
+        settings.get("seed", 0),
+        settings.get("pretrained"),
+    )
+    changing = {
+        k: v for k, v in settings.items() if k not in ("cpu", "progress", "overwrite", "pretrained")
+    }
     _, digest = describe_backbone(store, fold, modality, settings.get("encoder"), pretrained)
-    for fraction in fractions: label_part(store.split(fold)["train"], fraction, seed)           # a wrong one is said before hours of work
-    identity = dict(fractions=list(fractions), fold=fold, settings=changing, encoder=digest, store=store.meta["content"])
-    with Run.begin(folder, "label curve", identity, ["curve.csv", "curve.png"], overwrite=settings.get("overwrite", False), say=settings.get("progress", True)) as run:
-        if run.done: return pd.read_csv(folder / "curve.csv")
-        if pretrained: backbone, _ = load_pretrained(pretrained, store, fold)
-        else: backbone = random_backbone(store, fold, modality, settings.get("encoder"), seed)
-        probed, table = probe(store, backbone, fold, fractions, seed, cpu=settings.get("cpu", False)), []
+    for fraction in fractions:
+        label_part(
+            store.split(fold)["train"], fraction, seed
+        )  # a wrong one is said before hours of work
+    identity = dict(
+        fractions=list(fractions),
+        fold=fold,
+        settings=changing,
+        encoder=digest,
+        store=store.meta["content"],
+    )
+    with Run.begin(
+        folder,
+        "label curve",
+        identity,
+        ["curve.csv", "curve.png"],
+        overwrite=settings.get("overwrite", False),
+        say=settings.get("progress", True),
+    ) as run:
+        if run.done:
+            return pd.read_csv(folder / "curve.csv")
+        if pretrained:
+            backbone, _ = load_pretrained(pretrained, store, fold)
+        else:
+            backbone = random_backbone(store, fold, modality, settings.get("encoder"), seed)
+        probed, table = (
+            probe(store, backbone, fold, fractions, seed, cpu=settings.get("cpu", False)),
+            [],
+        )
         for fraction in fractions:
             known = len(label_part(store.split(fold)["train"], fraction, seed))
-            told = finetune(store, folder / f"fraction-{fraction:g}", fold, fraction=fraction, **settings)["test"]
-            ways = {"finetune": told} | {kind: score(**probed[kind, fraction])["test"] for kind in ("linear", "knn")}
-            table += [dict(fraction=fraction, labelled=known, way=way, **figures) for way, figures in ways.items()]
+            told = finetune(
+                store, folder / f"fraction-{fraction:g}", fold, fraction=fraction, **settings
+            )["test"]
+            ways = {"finetune": told} | {
+                kind: score(**probed[kind, fraction])["test"] for kind in ("linear", "knn")
+            }
+            table += [
+                dict(fraction=fraction, labelled=known, way=way, **figures)
+                for way, figures in ways.items()
+            ]
         table = pd.DataFrame(table)
         run.write("curve.csv", table.to_csv(index=False))
         figure = plot_label_curve(table)
-        run.write("curve.png", lambda part: figure.savefig(part, format="png", dpi=110, bbox_inches="tight"))
+        run.write(
+            "curve.png",
+            lambda part: figure.savefig(part, format="png", dpi=110, bbox_inches="tight"),
+        )
         plt.close(figure)
         run.finish()
     return table
@@ -352,37 +648,75 @@ def label_curve(
 # %% ../nbs/30_finetune.ipynb #5c8a9032
 @command
 def ecgmm_finetune(
-    store: str = "store",         # folder that ecgmm_prepare made
-    out: str = None,              # folder for model, history and predictions; models/MODALITY-foldN (METHOD-MODALITY-foldN-tuned-foldN from a pre-trained one) if not given
-    modality: str = "signal",     # signal or spectrogram
-    fold: str = "0",              # test fold, 0 to 9; the next one is tune; or the name of a source to leave out
-    encoder: str = None,          # xresnet1d50, xresnet1d_small, se_resnet34, se_resnet_small; the paper's, or the pre-trained one, if not given
-    epochs: int = 10,             # passes over the train recordings
-    batch_size: int = 32,         # windows in a batch
-    per_record: int = 5,          # windows of each recording in an epoch
-    lr: float = 3e-3,             # highest rate
-    weight_decay: float = 0.01,   # of AdamW, on weights
-    dropout: float = 0.0,         # in the head, 0 to 1
-    best_by: str = "auroc",       # figure of tune that chooses the epoch: auroc or auprc
-    pretrained: str = None,       # folder that ecgmm_pretrain made
-    freeze_epochs: int = 2,       # first epochs in which a pre-trained encoder stands still
-    encoder_rate: float = 0.3,    # a pre-trained encoder's rate as a share of the head's
-    fractions: str = "1",         # parts of the labels to train with, such as 0.01,0.1,1; more than one gives curve.csv and curve.png
-    seed: int = 0,                # everything random follows from it
-    precision: str = "no",        # no (float32) or bf16
-    paper: bool = False,          # also keep what the paper's protocol (epoch chosen on the test fold) would report
-    cpu: bool = False,            # leave an accelerator alone
-    overwrite: bool = False,      # replace a classifier in the folder that was trained otherwise; without it the same command goes on, or says that it is done
+    store: str = "store",  # folder that ecgmm_prepare made
+    # folder for model, history and predictions; models/MODALITY-foldN (METHOD-MODALITY-foldN-tuned-
+    # foldN from a pre-trained one) if not given
+    out: str = None,
+    modality: str = "signal",  # signal or spectrogram
+    # test fold, 0 to 9; the next one is tune; or the name of a source to leave out
+    fold: str = "0",
+    # xresnet1d50, xresnet1d_small, se_resnet34, se_resnet_small; the paper's, or the pre-trained
+    # one, if not given
+    encoder: str = None,
+    epochs: int = 10,  # passes over the train recordings
+    batch_size: int = 32,  # windows in a batch
+    windows_per_recording: int = 5,  # windows of each recording in an epoch
+    lr: float = 3e-3,  # highest rate
+    weight_decay: float = 0.01,  # of AdamW, on weights
+    dropout: float = 0.0,  # in the head, 0 to 1
+    best_by: str = "auroc",  # figure of tune that chooses the epoch: auroc or auprc
+    pretrained: str = None,  # folder that ecgmm_pretrain made
+    freeze_epochs: int = 2,  # first epochs in which a pre-trained encoder stands still
+    encoder_lr_scale: float = 0.3,  # a pre-trained encoder's rate as a share of the head's
+    # parts of the labels to train with, such as 0.01,0.1,1; more than one gives curve.csv and
+    # curve.png
+    fractions: str = "1",
+    seed: int = 0,  # everything random follows from it
+    precision: str = "no",  # no (float32) or bf16
+    # also keep what the paper's protocol (epoch chosen on the test fold) would report
+    paper: bool = False,
+    cpu: bool = False,  # leave an accelerator alone
+    # replace a classifier in the folder that was trained otherwise; without it the same command
+    # goes on, or says that it is done
+    overwrite: bool = False,
 ):
     "Train a classifier on the train recordings of a fold, from scratch or from a pre-trained encoder, choose on tune, report on test."
-    out = out or (f"models/{Path(pretrained).name}-tuned-fold{fold}" if pretrained else f"models/{modality}-fold{fold}")
-    settings = dict(modality=modality, encoder=encoder, epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, dropout=dropout, best_by=best_by,
-                    pretrained=pretrained, freeze_epochs=freeze_epochs, encoder_rate=encoder_rate, seed=seed, precision=precision, paper=paper, cpu=cpu, overwrite=overwrite)
+    out = out or (
+        f"models/{Path(pretrained).name}-tuned-fold{fold}"
+        if pretrained
+        else f"models/{modality}-fold{fold}"
+    )
+    settings = dict(
+        modality=modality,
+        encoder=encoder,
+        epochs=epochs,
+        batch_size=batch_size,
+        windows_per_recording=windows_per_recording,
+        lr=lr,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        best_by=best_by,
+        pretrained=pretrained,
+        freeze_epochs=freeze_epochs,
+        encoder_lr_scale=encoder_lr_scale,
+        seed=seed,
+        precision=precision,
+        paper=paper,
+        cpu=cpu,
+        overwrite=overwrite,
+    )
     parts = listed(fractions, float)
-    if not parts: raise EcgmmError("at least one fraction is needed")
+    if not parts:
+        raise EcgmmError("at least one fraction is needed")
     if len(parts) > 1:
-        print(label_curve(Store(store), out, parts, as_fold(fold), settings).round(4).to_string(index=False))
+        print(
+            label_curve(Store(store), out, parts, as_fold(fold), settings)
+            .round(4)
+            .to_string(index=False)
+        )
         return print(f"table and figure: {Path(out) / 'curve.csv'}, {Path(out) / 'curve.png'}")
     r = finetune(Store(store), out, as_fold(fold), fraction=parts[0], **settings)
-    print(f"{modality}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}")
+    print(
+        f"{modality}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}"
+    )
     print(json.dumps({k: round(v, 4) for k, v in r["test"].items()}))

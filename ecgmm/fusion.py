@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .command import EcgmmError, command
-from .finetune import describe_backbone, start_backbone, supervise
+from . import EcgmmError
+from .settings import command
+from .finetune import describe_backbone, start_backbone, train_classifier
 from .models import Backbone, Classifier, Head, load_model
 from .store import Store, as_fold
 
 # %% ../nbs/40_fusion.ipynb #1af80f78
-MODALITIES = ("signal", "spectrogram")   # the order of the features and of the gate's two weights
+MODALITIES = ("signal", "spectrogram")  # the order of the features and of the gate's two weights
 
 # %% ../nbs/40_fusion.ipynb #49cb1934
 class _Branches(nn.Module):
@@ -28,18 +29,26 @@ class _Branches(nn.Module):
     def __init__(self, signal, spectrogram, gating):
         super().__init__()
         for name, backbone in zip(MODALITIES, (signal, spectrogram)):
-            if backbone.front.modality != name: raise EcgmmError(f"Fusion: a backbone of the modality {name} is needed, got {backbone.front.modality}")
+            if backbone.front.modality != name:
+                raise EcgmmError(
+                    f"Fusion: a backbone of the modality {name} is needed, got {backbone.front.modality}"
+                )
         self.signal, self.spectrogram = signal, spectrogram
         self.sizes = signal.encoder.n_out, spectrogram.encoder.n_out
         self.gate = nn.Linear(sum(self.sizes), 2) if gating else None
 
     def weigh(self, h_signal, h_spectrogram):
         "The gate's weights (B, 2) for features (B, D1) and (B, D2); None without a gate."
-        return None if self.gate is None else self.gate(torch.cat([h_signal, h_spectrogram], 1)).softmax(1)
+        return (
+            None
+            if self.gate is None
+            else self.gate(torch.cat([h_signal, h_spectrogram], 1)).softmax(1)
+        )
 
     def joined(self, h_signal, h_spectrogram, g):
         "What the head sees, (B, D1 + D2), for features (B, D1) and (B, D2) and weights (B, 2) or None."
-        if g is None: return torch.cat([h_signal, h_spectrogram], 1)
+        if g is None:
+            return torch.cat([h_signal, h_spectrogram], 1)
         return torch.cat([g[:, :1] * h_signal, g[:, 1:] * h_spectrogram], 1)
 
     def parts(self, x):
@@ -53,53 +62,94 @@ class _Branches(nn.Module):
 
     def gates(self, x):
         "Windows (B, 12, T) in mV to the weight of the signal and of the spectrogram (B, 2), together 1."
-        if self.gate is None: raise EcgmmError("Fusion.gates: this fusion has no gate")
+        if self.gate is None:
+            raise EcgmmError("Fusion.gates: this fusion has no gate")
         return self.parts(x)[2]
 
 # %% ../nbs/40_fusion.ipynb #802368b5
 class Fusion(_Branches):
     "Two backbones and one head: windows in mV to one logit per class."
 
-    def __init__(self,
-        signal: Backbone,        # its modality must be "signal"
-        spectrogram: Backbone,   # its modality must be "spectrogram"
-        gating: bool = False,    # weigh the two by a gate; without it their features stand side by side as they are
-        heads: bool = False,     # a head of its own for each modality, for training only: neither branch starves
-        gate_rate: float = 1.0,  # the gate's learning rate as a share of the head's: below 1 it decides later, when both branches have learned something
-        dropout: float = 0.0,    # in the heads
+    def __init__(
+        self,
+        signal: Backbone,  # its modality must be "signal"
+        spectrogram: Backbone,  # its modality must be "spectrogram"
+        # weigh the two by a gate; without it their features stand side by side as they are
+        gating: bool = False,
+        # a head of its own for each modality, for training only: neither branch starves
+        heads: bool = False,
+        # the gate's learning rate as a share of the head's: below 1 it decides later, when both
+        # branches have learned something
+        gate_lr_scale: float = 1.0,
+        dropout: float = 0.0,  # in the heads
     ):
         super().__init__(signal, spectrogram, gating)
-        if not (isinstance(gate_rate, (int, float)) and 0 < gate_rate <= 1): raise EcgmmError(f"Fusion: a gate_rate above 0 and at most 1 is needed, got {gate_rate!r}")
-        self.rates = {"gate.": gate_rate}
+        if not (isinstance(gate_lr_scale, (int, float)) and 0 < gate_lr_scale <= 1):
+            raise EcgmmError(
+                f"Fusion: a gate_lr_scale above 0 and at most 1 is needed, got {gate_lr_scale!r}"
+            )
+        self.rates = {"gate.": gate_lr_scale}
         self.head = Head(sum(self.sizes), hidden=sum(self.sizes) // 2, dropout=dropout)
-        self.heads = nn.ModuleDict({name: Head(n, hidden=n // 2, dropout=dropout) for name, n in zip(MODALITIES, self.sizes)}) if heads else None
+        self.heads = (
+            nn.ModuleDict(
+                {
+                    name: Head(n, hidden=n // 2, dropout=dropout)
+                    for name, n in zip(MODALITIES, self.sizes)
+                }
+            )
+            if heads
+            else None
+        )
 
     @classmethod
-    def from_config(cls,
-        config: dict,            # "encoders" {"signal": name, "spectrogram": name}, "gating", "heads", "gate_rate", "dropout"
-    ):                           # untrained, its front ends not fitted
+    def from_config(
+        cls,
+        # "encoders" {"signal": name, "spectrogram": name}, "gating", "heads", "gate_lr_scale",
+        # "dropout"
+        config: dict,
+    ):  # untrained, its front ends not fitted
         "The fusion that a configuration describes."
         named = config.get("encoders")
-        if not isinstance(named, dict) or set(named) != set(MODALITIES): raise EcgmmError(f"Fusion.from_config: the field 'encoders' with a name for {' and '.join(MODALITIES)} is needed, got {named!r}")
+        if not isinstance(named, dict) or set(named) != set(MODALITIES):
+            raise EcgmmError(
+                f"Fusion.from_config: the field 'encoders' with a name for {' and '.join(MODALITIES)} is needed, got {named!r}"
+            )
         backbones = [Backbone.from_config(dict(modality=m, encoder=named[m])) for m in MODALITIES]
-        return cls(*backbones, gating=bool(config.get("gating")), heads=bool(config.get("heads")), gate_rate=config.get("gate_rate", 1.0), dropout=config.get("dropout", 0.0))
+        return cls(
+            *backbones,
+            gating=bool(config.get("gating")),
+            heads=bool(config.get("heads")),
+            gate_lr_scale=config.get("gate_lr_scale", 1.0),
+            dropout=config.get("dropout", 0.0),
+        )
 
-    def forward(self,
-        x: torch.Tensor,         # (B, 12, T) mV
-    ) -> torch.Tensor:           # (B, 24) logits
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, 12, T) mV
+    ) -> torch.Tensor:  # (B, 24) logits
         "One logit per window and class."
         return self.head(self.features(x))
 
-    def loss(self,
-        batch: dict,             # "x": (B, 12, T) mV; "y": (B, 24), 1 where the class is present
-        rng=None,                # not used
-    ):                           # the cross-entropy of the fused head, plus the mean of the modalities' own where they have heads; figures
+    def loss(
+        self,
+        batch: dict,  # "x": (B, 12, T) mV; "y": (B, 24), 1 where the class is present
+        rng=None,  # not used
+    ):  # the cross-entropy of the fused head, plus the mean of the modalities' own where they have heads; figures
         "What `fit` lets go down."
-        cross_entropy = lambda logits: functional.binary_cross_entropy_with_logits(logits, batch["y"].to(logits.dtype))
+        cross_entropy = lambda logits: functional.binary_cross_entropy_with_logits(
+            logits, batch["y"].to(logits.dtype)
+        )
         *h, g = self.parts(batch["x"])
         logits = self.head(self.joined(*h, g))
-        loss, figures = cross_entropy(logits), {"predicted": logits.detach().sigmoid().sum(1).mean(), "labels": batch["y"].float().sum(1).mean()}
-        if g is not None: figures["signal_weight"] = g[:, 0].detach().mean()
+        loss, figures = (
+            cross_entropy(logits),
+            {
+                "predicted": logits.detach().sigmoid().sum(1).mean(),
+                "labels": batch["y"].float().sum(1).mean(),
+            },
+        )
+        if g is not None:
+            figures["signal_weight"] = g[:, 0].detach().mean()
         if self.heads is not None:
             own = {f"loss_{m}": cross_entropy(self.heads[m](f)) for m, f in zip(MODALITIES, h)}
             figures |= {"loss_fused": loss.detach()} | {k: v.detach() for k, v in own.items()}
@@ -108,91 +158,192 @@ class Fusion(_Branches):
 
 # %% ../nbs/40_fusion.ipynb #1cd72fed
 def fuse(
-    store: Store,                 # a prepared database
-    folder,                       # where models, history and predictions go
-    fold=0,                       # the test fold; the next one is tune; or the name of a source to test on, see `Store.split`
-    gating: bool = False,         # weigh the modalities by a gate
-    heads: bool = False,          # a head of its own for each modality while training
-    gate_rate: float = 1.0,       # the gate's rate as a share of the head's, above 0 to 1
-    encoders: dict = None,        # modality -> encoder, see `make_encoder`; the paper's, or the pre-trained ones, if None
-    pretrained: dict = None,      # modality -> folder that `pretrain` wrote; one of them, both or none
-    epochs: int = 10,             # passes over the train recordings (the paper: 100)
-    batch_size: int = 32,         # windows (the paper: 128 recordings of 5 windows)
-    per_record: int = 5,          # windows of each recording in an epoch (the paper's)
-    lr: float = 3e-3,             # highest rate of AdamW (the paper: 5e-3 with Adam)
-    weight_decay: float = 0.01,   # on weights, not on norms and biases (the paper: none)
-    dropout: float = 0.0,         # in the heads (the paper: none)
-    best_by: str = "auroc",       # figure of the tune fold that chooses the epoch: "auroc" or "auprc"
-    seed: int = 0,                # everything random follows from it
-    precision: str = "no",        # "no" or "bf16"
-    cpu: bool = False,            # leave an accelerator alone
-    overwrite: bool = False,      # replace a fusion in the folder that was trained otherwise
-    progress: bool = True,        # show a bar
-    freeze_epochs: int = 2,       # first epochs in which pre-trained encoders stand still
-    encoder_rate: float = 0.3,    # a pre-trained encoder's rate as a share of the head's
-    fraction: float = 1.0,        # of the train recordings that have labels
-    min_steps: int = 28,          # with few labels each recording gives more windows, so that an epoch has about so many batches
-    paper: bool = False,          # also keep what the paper's protocol would report, see `supervise`
-) -> dict:                        # threshold, reports on test and tune, history
+    store: Store,  # a prepared database
+    folder,  # where models, history and predictions go
+    # the test fold; the next one is tune; or the name of a source to test on, see `Store.split`
+    fold=0,
+    gating: bool = False,  # weigh the modalities by a gate
+    heads: bool = False,  # a head of its own for each modality while training
+    gate_lr_scale: float = 1.0,  # the gate's rate as a share of the head's, above 0 to 1
+    # modality -> encoder, see `make_encoder`; the paper's, or the pre-trained ones, if None
+    encoders: dict = None,
+    pretrained: dict = None,  # modality -> folder that `pretrain` wrote; one of them, both or none
+    epochs: int = 10,  # passes over the train recordings (the paper: 100)
+    batch_size: int = 32,  # windows (the paper: 128 recordings of 5 windows)
+    windows_per_recording: int = 5,  # windows of each recording in an epoch (the paper's)
+    lr: float = 3e-3,  # highest rate of AdamW (the paper: 5e-3 with Adam)
+    weight_decay: float = 0.01,  # on weights, not on norms and biases (the paper: none)
+    dropout: float = 0.0,  # in the heads (the paper: none)
+    best_by: str = "auroc",  # figure of the tune fold that chooses the epoch: "auroc" or "auprc"
+    seed: int = 0,  # everything random follows from it
+    precision: str = "no",  # "no" or "bf16"
+    cpu: bool = False,  # leave an accelerator alone
+    overwrite: bool = False,  # replace a fusion in the folder that was trained otherwise
+    progress: bool = True,  # show a bar
+    freeze_epochs: int = 2,  # first epochs in which pre-trained encoders stand still
+    encoder_lr_scale: float = 0.3,  # a pre-trained encoder's rate as a share of the head's
+    fraction: float = 1.0,  # of the train recordings that have labels
+    # with few labels each recording gives more windows, so that an epoch has about so many batches
+    min_steps: int = 28,
+    paper: bool = False,  # also keep what the paper's protocol would report, see `train_classifier`
+) -> dict:  # threshold, reports on test and tune, history
     "Train signal and spectrogram together on one fold, score, and leave a model folder with its predictions."
-    encoders, pretrained = encoders or {}, {m: where for m, where in (pretrained or {}).items() if where}
-    if foreign := sorted({*encoders, *pretrained} - set(MODALITIES)): raise EcgmmError(f"fuse: the modalities {' and '.join(MODALITIES)} are needed, got {foreign[0]!r}")
-    if not 0 <= dropout < 1: raise EcgmmError(f"a dropout from 0 to below 1 is needed, got {dropout}")
-    described = {m: describe_backbone(store, fold, m, encoders.get(m), pretrained.get(m)) for m in MODALITIES}
-    config = dict(modality="fusion", gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout, encoders={m: made["encoder"] for m, (made, _) in described.items()})
-    if pretrained: config |= {key: {m: made[key] for m, (made, _) in described.items() if key in made} for key in ("pretraining", "pretraining_folds")}
-    with torch.device("meta"): Fusion.from_config(config)                                    # says what is wrong with it
+    encoders, pretrained = (
+        encoders or {},
+        {m: where for m, where in (pretrained or {}).items() if where},
+    )
+    if foreign := sorted({*encoders, *pretrained} - set(MODALITIES)):
+        raise EcgmmError(
+            f"fuse: the modalities {' and '.join(MODALITIES)} are needed, got {foreign[0]!r}"
+        )
+    if not 0 <= dropout < 1:
+        raise EcgmmError(f"a dropout from 0 to below 1 is needed, got {dropout}")
+    described = {
+        m: describe_backbone(store, fold, m, encoders.get(m), pretrained.get(m)) for m in MODALITIES
+    }
+    config = dict(
+        modality="fusion",
+        gating=gating,
+        heads=heads,
+        gate_lr_scale=gate_lr_scale,
+        dropout=dropout,
+        encoders={m: made["encoder"] for m, (made, _) in described.items()},
+    )
+    if pretrained:
+        config |= {
+            key: {m: made[key] for m, (made, _) in described.items() if key in made}
+            for key in ("pretraining", "pretraining_folds")
+        }
+    with torch.device("meta"):
+        Fusion.from_config(config)  # says what is wrong with it
+
     def start(batches, device):
-        backbones = {m: start_backbone(made, pretrained.get(m), batches(), device) for m, (made, _) in described.items()}
-        model = Fusion(*backbones.values(), gating=gating, heads=heads, gate_rate=gate_rate, dropout=dropout).to(device)
+        backbones = {
+            m: start_backbone(made, pretrained.get(m), batches(), device)
+            for m, (made, _) in described.items()
+        }
+        model = Fusion(
+            *backbones.values(),
+            gating=gating,
+            heads=heads,
+            gate_lr_scale=gate_lr_scale,
+            dropout=dropout,
+        ).to(device)
         return model, [b for m, b in backbones.items() if m in pretrained]
-    settings = dict(epochs=epochs, batch_size=batch_size, per_record=per_record, lr=lr, weight_decay=weight_decay, best_by=best_by, seed=seed, precision=precision, fraction=fraction,
-                    min_steps=min_steps, freeze_epochs=freeze_epochs, encoder_rate=encoder_rate)
+
+    settings = dict(
+        epochs=epochs,
+        batch_size=batch_size,
+        windows_per_recording=windows_per_recording,
+        lr=lr,
+        weight_decay=weight_decay,
+        best_by=best_by,
+        seed=seed,
+        precision=precision,
+        fraction=fraction,
+        min_steps=min_steps,
+        freeze_epochs=freeze_epochs,
+        encoder_lr_scale=encoder_lr_scale,
+    )
     digests = {m: digest for m, (_, digest) in described.items() if digest}
-    return supervise(store, folder, fold, config, start, settings, digests or None, paper, cpu, overwrite, progress)
+    return train_classifier(
+        store,
+        folder,
+        fold,
+        config,
+        start,
+        settings,
+        digests or None,
+        paper,
+        cpu,
+        overwrite,
+        progress,
+    )
 
 # %% ../nbs/40_fusion.ipynb #2942ce5e
 def load_classifier(
-    folder,          # a model folder of `finetune` or `fuse`
-    decision=None,   # a decision's file kept elsewhere, such as a study's; the folder's own if None
-) -> tuple:          # the model, in evaluation mode, and its config
+    folder,  # a model folder of `finetune` or `fuse`
+    decision=None,  # a decision's file kept elsewhere, such as a study's; the folder's own if None
+) -> tuple:  # the model, in evaluation mode, and its config
     "A classifier of either modality, or a fusion, as its config says."
-    return load_model(folder, lambda config: (Fusion if config.get("modality") == "fusion" else Classifier).from_config(config), decision)
+    return load_model(
+        folder,
+        lambda config: (Fusion if config.get("modality") == "fusion" else Classifier).from_config(
+            config
+        ),
+        decision,
+    )
 
 # %% ../nbs/40_fusion.ipynb #38722869
 @command
 def ecgmm_fuse(
-    store: str = "store",                # folder that ecgmm_prepare made
-    out: str = None,                     # folder for model, history and predictions; models/gate-foldN or models/concat-foldN, with -pretrained before -fold, if not given
-    fold: str = "0",                     # test fold, 0 to 9; the next one is tune; or the name of a source to leave out
-    gating: bool = False,                # weigh the two modalities by a gate
-    heads: bool = False,                 # a head of its own for each modality while training
-    gate_rate: float = 1.0,              # the gate's rate as a share of the head's; 0.03 lets both branches learn before it decides
-    pretrained_signal: str = None,       # folder that ecgmm_pretrain made for signals
+    store: str = "store",  # folder that ecgmm_prepare made
+    # folder for model, history and predictions; models/gate-foldN or models/concat-foldN, with
+    # -pretrained before -fold, if not given
+    out: str = None,
+    # test fold, 0 to 9; the next one is tune; or the name of a source to leave out
+    fold: str = "0",
+    gating: bool = False,  # weigh the two modalities by a gate
+    heads: bool = False,  # a head of its own for each modality while training
+    # the gate's rate as a share of the head's; 0.03 lets both branches learn before it decides
+    gate_lr_scale: float = 1.0,
+    pretrained_signal: str = None,  # folder that ecgmm_pretrain made for signals
     pretrained_spectrogram: str = None,  # folder that ecgmm_pretrain made for spectrograms
-    signal_encoder: str = None,          # xresnet1d50 or xresnet1d_small; the paper's, or the pre-trained one, if not given
-    spectrogram_encoder: str = None,     # se_resnet34 or se_resnet_small; the paper's, or the pre-trained one, if not given
-    epochs: int = 10,                    # passes over the train recordings
-    batch_size: int = 32,                # windows in a batch
-    per_record: int = 5,                 # windows of each recording in an epoch
-    lr: float = 3e-3,                    # highest rate
-    weight_decay: float = 0.01,          # of AdamW, on weights
-    dropout: float = 0.0,                # in the heads, 0 to 1
-    best_by: str = "auroc",              # figure of tune that chooses the epoch: auroc or auprc
-    freeze_epochs: int = 2,              # first epochs in which pre-trained encoders stand still
-    encoder_rate: float = 0.3,           # a pre-trained encoder's rate as a share of the head's
-    seed: int = 0,                       # everything random follows from it
-    precision: str = "no",               # no (float32) or bf16
-    paper: bool = False,                 # also keep what the paper's protocol (epoch chosen on the test fold) would report
-    cpu: bool = False,                   # leave an accelerator alone
-    overwrite: bool = False,             # replace a fusion in the folder that was trained otherwise; without it the same command goes on, or says that it is done
+    # xresnet1d50 or xresnet1d_small; the paper's, or the pre-trained one, if not given
+    signal_encoder: str = None,
+    # se_resnet34 or se_resnet_small; the paper's, or the pre-trained one, if not given
+    spectrogram_encoder: str = None,
+    epochs: int = 10,  # passes over the train recordings
+    batch_size: int = 32,  # windows in a batch
+    windows_per_recording: int = 5,  # windows of each recording in an epoch
+    lr: float = 3e-3,  # highest rate
+    weight_decay: float = 0.01,  # of AdamW, on weights
+    dropout: float = 0.0,  # in the heads, 0 to 1
+    best_by: str = "auroc",  # figure of tune that chooses the epoch: auroc or auprc
+    freeze_epochs: int = 2,  # first epochs in which pre-trained encoders stand still
+    encoder_lr_scale: float = 0.3,  # a pre-trained encoder's rate as a share of the head's
+    seed: int = 0,  # everything random follows from it
+    precision: str = "no",  # no (float32) or bf16
+    # also keep what the paper's protocol (epoch chosen on the test fold) would report
+    paper: bool = False,
+    cpu: bool = False,  # leave an accelerator alone
+    # replace a fusion in the folder that was trained otherwise; without it the same command goes
+    # on, or says that it is done
+    overwrite: bool = False,
 ):
     "Train the fusion of signal and spectrogram on the train recordings of a fold, choose on tune, report on test."
-    given = lambda signal, spectrogram: {m: v for m, v in zip(MODALITIES, (signal, spectrogram)) if v}
+    given = lambda signal, spectrogram: {
+        m: v for m, v in zip(MODALITIES, (signal, spectrogram)) if v
+    }
     pretrained = given(pretrained_signal, pretrained_spectrogram)
     name = ("gate" if gating else "concat") + "-pretrained" * bool(pretrained)
     out = out or f"models/{name}-fold{fold}"
-    r = fuse(Store(store), out, as_fold(fold), gating, heads, gate_rate, given(signal_encoder, spectrogram_encoder), pretrained, epochs, batch_size, per_record, lr, weight_decay, dropout, best_by, seed,
-             precision, cpu, overwrite, True, freeze_epochs, encoder_rate, paper=paper)
-    print(f"{name}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}")
+    r = fuse(
+        Store(store),
+        out,
+        as_fold(fold),
+        gating,
+        heads,
+        gate_lr_scale,
+        given(signal_encoder, spectrogram_encoder),
+        pretrained,
+        epochs,
+        batch_size,
+        windows_per_recording,
+        lr,
+        weight_decay,
+        dropout,
+        best_by,
+        seed,
+        precision,
+        cpu,
+        overwrite,
+        True,
+        freeze_epochs,
+        encoder_lr_scale,
+        paper=paper,
+    )
+    print(
+        f"{name}, test fold {fold}, threshold {r['threshold']:g} from tune; model in {Path(out) / 'model'}"
+    )
     print(json.dumps({k: round(v, 4) for k, v in r["test"].items()}))

@@ -11,22 +11,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .command import EcgmmError
+from . import EcgmmError
 from .data import ABBREVIATIONS, challenge_weights
 
 # %% ../nbs/12_metrics.ipynb #ee6cc529
 def _binary(name, what, a):
     "A matrix of 0 and 1 as booleans."
     a = np.asarray(a)
-    if a.ndim != 2 or len(a) == 0: raise EcgmmError(f"{name}: {what} of shape (records, classes) with at least one record are needed, got {a.shape}")
-    if a.dtype == bool: return a
-    if not ((a == 0) | (a == 1)).all(): raise EcgmmError(f"{name}: {what} of 0 and 1 are needed, got {a[~((a == 0) | (a == 1))][0]}")
+    if a.ndim != 2 or len(a) == 0:
+        raise EcgmmError(
+            f"{name}: {what} of shape (records, classes) with at least one record are needed, got {a.shape}"
+        )
+    if a.dtype == bool:
+        return a
+    if not ((a == 0) | (a == 1)).all():
+        raise EcgmmError(
+            f"{name}: {what} of 0 and 1 are needed, got {a[~((a == 0) | (a == 1))][0]}"
+        )
     return a.astype(bool)
 
 
 def _same_shape(name, y, other, what):
     "An error if labels and `what` differ in shape."
-    if y.shape != other.shape: raise EcgmmError(f"{name}: labels and {what} of one shape are needed, got {y.shape} and {other.shape}")
+    if y.shape != other.shape:
+        raise EcgmmError(
+            f"{name}: labels and {what} of one shape are needed, got {y.shape} and {other.shape}"
+        )
 
 
 def _labels_and_prob(name, y, prob):
@@ -35,7 +45,9 @@ def _labels_and_prob(name, y, prob):
     _same_shape(name, y, prob, "probabilities")
     if not np.isfinite(prob).all():
         i, k = np.argwhere(~np.isfinite(prob))[0]
-        raise EcgmmError(f"{name}: finite probabilities are needed, got {prob[i, k]} for record {i}, class {k}")
+        raise EcgmmError(
+            f"{name}: finite probabilities are needed, got {prob[i, k]} for record {i}, class {k}"
+        )
     return y, prob
 
 
@@ -47,47 +59,53 @@ def _labels_and_decisions(name, y, decided):
 
 # %% ../nbs/12_metrics.ipynb #56404540
 def operating_points(
-    y: np.ndarray,     # (N,) labels of one class, 0 or 1
+    y: np.ndarray,  # (N,) labels of one class, 0 or 1
     prob: np.ndarray,  # (N,) its probabilities
-):                     # thresholds (falling), true positives, false positives: a record is decided positive where prob >= threshold
+):  # thresholds (falling), true positives, false positives: a record is decided positive where prob >= threshold
     "What each distinct threshold would give."
     order = np.argsort(-prob, kind="stable")
     p, hit = prob[order], np.asarray(y, dtype=bool)[order]
-    last = np.append(np.flatnonzero(np.diff(p)), len(p) - 1)      # the last record of each group of equal probabilities
+    last = np.append(
+        np.flatnonzero(np.diff(p)), len(p) - 1
+    )  # the last record of each group of equal probabilities
     tp = np.cumsum(hit)[last]
     return p[last], tp, last + 1 - tp
 
 # %% ../nbs/12_metrics.ipynb #666f7ed5
 def per_class(
-    y,     # (N, K) labels, 0 or 1
+    y,  # (N, K) labels, 0 or 1
     prob,  # (N, K) probabilities, or anything that ranks
-) -> dict: # `auroc`, `auprc`, `positives`: arrays (K,); NaN where a class has no positives (AUROC: or no negatives)
+) -> dict:  # `auroc`, `auprc`, `positives`: arrays (K,); NaN where a class has no positives (AUROC: or no negatives)
     "Area under the ROC curve, average precision and number of positive records of each class."
     y, prob = _labels_and_prob("per_class", y, prob)
     auroc, auprc = np.full((2, y.shape[1]), np.nan)
     for k in range(y.shape[1]):
         _, tp, fp = operating_points(y[:, k], prob[:, k])
         found, flagged = np.diff(tp, prepend=0), np.diff(fp, prepend=0)
-        if tp[-1] and fp[-1]: auroc[k] = (flagged * (tp - found / 2)).sum() / (tp[-1] * fp[-1])
-        if tp[-1]: auprc[k] = (found * tp / (tp + fp)).sum() / tp[-1]
+        if tp[-1] and fp[-1]:
+            auroc[k] = (flagged * (tp - found / 2)).sum() / (tp[-1] * fp[-1])
+        if tp[-1]:
+            auprc[k] = (found * tp / (tp + fp)).sum() / tp[-1]
     return {"auroc": auroc, "auprc": auprc, "positives": y.sum(axis=0)}
 
 
 def macro(
-    values: np.ndarray,      # (K,) a figure of each class, NaN where it has none
-    positives: np.ndarray,   # (K,) number of positive records of each class
-    min_positives: int = 1,  # classes with fewer are left out; on a small fold a class with one or two positives is mostly noise
-) -> float:                  # NaN if no class is left
+    values: np.ndarray,  # (K,) a figure of each class, NaN where it has none
+    positives: np.ndarray,  # (K,) number of positive records of each class
+    # classes with fewer are left out; on a small fold a class with one or two positives is mostly
+    # noise
+    min_positives: int = 1,
+) -> float:  # NaN if no class is left
     "The mean over the classes that have a value and enough positive records."
     kept = values[(positives >= min_positives) & ~np.isnan(values)]
     return float(kept.mean()) if len(kept) else np.nan
 
 # %% ../nbs/12_metrics.ipynb #e68629e8
 def f_scores(
-    y,                 # (N, K) labels, 0 or 1
-    decided,           # (N, K) decisions, 0 or 1
-    beta: float = 2,   # the weight of missed findings in F and G; the Challenge's is 2
-) -> dict:             # `f_measure`, `f_beta`, `g_beta`: arrays (K,), NaN where a class is neither in the labels nor decided
+    y,  # (N, K) labels, 0 or 1
+    decided,  # (N, K) decisions, 0 or 1
+    beta: float = 2,  # the weight of missed findings in F and G; the Challenge's is 2
+) -> dict:  # `f_measure`, `f_beta`, `g_beta`: arrays (K,), NaN where a class is neither in the labels nor decided
     "F1, and the Challenge's F-beta and G-beta, of each class."
     y, decided = _labels_and_decisions("f_scores", y, decided)
     share = 1 / np.maximum(1, y.sum(axis=1))
@@ -95,7 +113,11 @@ def f_scores(
         tp, fp, fn = ((a & b).sum(axis=0) for a, b in ((y, decided), (~y, decided), (y, ~decided)))
         f1 = 2 * tp / (2 * tp + fp + fn)
         tp, fp, fn = (share @ (a & b) for a, b in ((y, decided), (~y, decided), (y, ~decided)))
-        return {"f_measure": f1, "f_beta": (1 + beta**2) * tp / ((1 + beta**2) * tp + fp + beta**2 * fn), "g_beta": tp / (tp + fp + beta * fn)}
+        return {
+            "f_measure": f1,
+            "f_beta": (1 + beta**2) * tp / ((1 + beta**2) * tp + fp + beta**2 * fn),
+            "g_beta": tp / (tp + fp + beta * fn),
+        }
 
 # %% ../nbs/12_metrics.ipynb #e254722e
 _NORMAL = ABBREVIATIONS.index("NSR")
@@ -103,28 +125,34 @@ _NORMAL = ABBREVIATIONS.index("NSR")
 
 class Terms(NamedTuple):
     "What the Challenge score needs of the labels alone."
-    worth: np.ndarray   # (N, 24) what each decision earns for each record, before the division: y @ W
-    n_labels: np.ndarray # (N,) number of labels
-    correct: float      # the sum of rewards of decisions that equal the labels
-    inactive: float     # the sum of rewards of NSR for everybody
+
+    worth: (
+        np.ndarray
+    )  # (N, 24) what each decision earns for each record, before the division: y @ W
+    n_labels: np.ndarray  # (N,) number of labels
+    correct: float  # the sum of rewards of decisions that equal the labels
+    inactive: float  # the sum of rewards of NSR for everybody
 
 
 def challenge_terms(
-    y,         # (N, 24) labels, 0 or 1, in the order of `CLASSES`
-) -> Terms:    # to be handed to `challenge_score` together with the same labels
+    y,  # (N, 24) labels, 0 or 1, in the order of `CLASSES`
+) -> Terms:  # to be handed to `challenge_score` together with the same labels
     "The part of the Challenge score that does not depend on the decisions."
     y = _binary("challenge_terms", "labels", y)
-    if y.shape[1] != len(ABBREVIATIONS): raise EcgmmError(f"challenge_terms: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}")
+    if y.shape[1] != len(ABBREVIATIONS):
+        raise EcgmmError(
+            f"challenge_terms: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}"
+        )
     worth, n = y.astype(np.float64) @ challenge_weights(), y.sum(axis=1)
     correct = (np.einsum("nk,nk->n", worth, y) / np.maximum(1, n)).sum()
     return Terms(worth, n, correct, (worth[:, _NORMAL] / (n + ~y[:, _NORMAL])).sum())
 
 
 def challenge_score(
-    y,                    # (N, 24) labels, 0 or 1, in the order of `CLASSES`
-    decided,              # (N, 24) decisions, 0 or 1
+    y,  # (N, 24) labels, 0 or 1, in the order of `CLASSES`
+    decided,  # (N, 24) decisions, 0 or 1
     terms: Terms = None,  # `challenge_terms(y)`, where many decisions meet the same labels
-) -> float:               # 1 if all are correct, 0 for NSR everywhere, NaN where these two earn the same
+) -> float:  # 1 if all are correct, 0 for NSR everywhere, NaN where these two earn the same
     "The Challenge 2020's score: rewards of the decisions on a scale from the inactive classifier to the perfect one."
     y, decided = _labels_and_decisions("challenge_score", y, decided)
     terms = challenge_terms(y) if terms is None else terms
@@ -135,11 +163,12 @@ def challenge_score(
 
 # %% ../nbs/12_metrics.ipynb #f6028267
 def report(
-    y,                       # (N, 24) labels, 0 or 1, in the order of `CLASSES`
-    prob,                    # (N, 24) probabilities
-    decided,                 # (N, 24) decisions, 0 or 1
-    min_positives: int = 1,  # AUROC and AUPRC: leave out classes with fewer positive records (1 is the Challenge's rule)
-) -> dict:                   # `auroc`, `auprc`, `accuracy`, `f_measure`, `f_beta`, `g_beta`, `challenge`
+    y,  # (N, 24) labels, 0 or 1, in the order of `CLASSES`
+    prob,  # (N, 24) probabilities
+    decided,  # (N, 24) decisions, 0 or 1
+    # AUROC and AUPRC: leave out classes with fewer positive records (1 is the Challenge's rule)
+    min_positives: int = 1,
+) -> dict:  # `auroc`, `auprc`, `accuracy`, `f_measure`, `f_beta`, `g_beta`, `challenge`
     "The seven figures of the Challenge 2020: macro means over the classes, exact-match accuracy, and the Challenge score."
     y, decided = _labels_and_decisions("report", y, decided)
     ranked = per_class(y, prob)
@@ -153,10 +182,10 @@ _GRID = tuple(k / 100 for k in range(1, 100))
 
 
 def challenge_by_threshold(
-    y,           # (N, 24) labels, 0 or 1
-    prob,        # (N, 24) probabilities
+    y,  # (N, 24) labels, 0 or 1
+    prob,  # (N, 24) probabilities
     grid=_GRID,  # thresholds to try
-) -> np.ndarray: # (len(grid),) the score where each class with prob >= threshold is decided
+) -> np.ndarray:  # (len(grid),) the score where each class with prob >= threshold is decided
     "The Challenge score at each common threshold."
     y, prob = _labels_and_prob("challenge_by_threshold", y, prob)
     terms = challenge_terms(y)
@@ -164,34 +193,48 @@ def challenge_by_threshold(
 
 
 def common_threshold(
-    y,           # (N, 24) labels of the tune fold, 0 or 1
-    prob,        # (N, 24) probabilities of the tune fold
+    y,  # (N, 24) labels of the tune fold, 0 or 1
+    prob,  # (N, 24) probabilities of the tune fold
     grid=_GRID,  # thresholds to try
-) -> float:      # the first of the best
+) -> float:  # the first of the best
     "The threshold for all classes with the highest Challenge score; decide prob >= threshold."
     scores = challenge_by_threshold(y, prob, grid)
-    if np.isnan(scores).all(): raise EcgmmError("common_threshold: labels with more than normal records are needed, every score is NaN")
+    if np.isnan(scores).all():
+        raise EcgmmError(
+            "common_threshold: labels with more than normal records are needed, every score is NaN"
+        )
     return float(np.asarray(grid)[np.argmax(scores)])
 
 # %% ../nbs/12_metrics.ipynb #83c6a597
 def bootstrap_interval(
-    metric,                    # `metric(*arrays) -> float`
-    *arrays,                   # each (N, ...), one row a record
+    metric,  # `metric(*arrays) -> float`
+    *arrays,  # each (N, ...), one row a record
     rng: np.random.Generator,  # where the draws come from
-    groups=None,               # (N,) a patient per record, or None if each record stands for itself
-    n: int = 1000,             # number of draws
-    level: float = 0.95,       # share of the draws that lie inside
-) -> tuple:                    # the lower and the upper end
+    groups=None,  # (N,) a patient per record, or None if each record stands for itself
+    n: int = 1000,  # number of draws
+    level: float = 0.95,  # share of the draws that lie inside
+) -> tuple:  # the lower and the upper end
     "The percentile interval of a figure over records (or patients) drawn with replacement; draws without a value are left out."
     arrays = [np.asarray(a) for a in arrays]
-    if not 0 < level < 1 or n < 1: raise EcgmmError(f"bootstrap_interval: a level between 0 and 1 and at least one draw are needed, got {level} and {n}")
-    ids = np.arange(len(arrays[0])) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if len(ids) == 0 or {len(a) for a in arrays} != {len(ids)}: raise EcgmmError(f"bootstrap_interval: arrays of one length above 0 are needed, got {[len(a) for a in arrays]} and {len(ids)} groups")
+    if not 0 < level < 1 or n < 1:
+        raise EcgmmError(
+            f"bootstrap_interval: a level between 0 and 1 and at least one draw are needed, got {level} and {n}"
+        )
+    ids = (
+        np.arange(len(arrays[0]))
+        if groups is None
+        else np.unique(np.asarray(groups), return_inverse=True)[1]
+    )
+    if len(ids) == 0 or {len(a) for a in arrays} != {len(ids)}:
+        raise EcgmmError(
+            f"bootstrap_interval: arrays of one length above 0 are needed, got {[len(a) for a in arrays]} and {len(ids)} groups"
+        )
     members = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
     draws = np.empty(n)
     for i in range(n):
         drawn = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
         draws[i] = metric(*(a[drawn] for a in arrays))
-    if np.isnan(draws).all(): raise EcgmmError("bootstrap_interval: the metric is NaN on every draw")
+    if np.isnan(draws).all():
+        raise EcgmmError("bootstrap_interval: the metric is NaN on every draw")
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

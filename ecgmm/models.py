@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .command import EcgmmError
+from . import EcgmmError
 from . import __version__
 from .data import CLASSES, FS, LEADS
 from .runs import Run, file_error, fingerprint, read_marker, write_whole
@@ -32,7 +32,8 @@ def _conv(n_in, n_out, kernel, stride=1, relu=True, bias=False, dims=1):
     conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
     layers = [conv(n_in, n_out, kernel, stride, padding=kernel // 2, bias=bias), norm(n_out)]
     nn.init.kaiming_normal_(layers[0].weight)
-    if bias: nn.init.zeros_(layers[0].bias)
+    if bias:
+        nn.init.zeros_(layers[0].bias)
     return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
 # %% ../nbs/10_models.ipynb #11f5d26f
@@ -42,63 +43,91 @@ class _Bottleneck(nn.Module):
     def __init__(self, n_in, width, stride=1):
         super().__init__()
         n_out = 4 * width
-        self.residual = nn.Sequential(_conv(n_in, width, 1), _conv(width, width, 5, stride), _conv(width, n_out, 1, relu=False))
-        nn.init.zeros_(self.residual[-1][1].weight)                       # a new block adds nothing
+        self.residual = nn.Sequential(
+            _conv(n_in, width, 1),
+            _conv(width, width, 5, stride),
+            _conv(width, n_out, 1, relu=False),
+        )
+        nn.init.zeros_(self.residual[-1][1].weight)  # a new block adds nothing
         shortcut = [nn.AvgPool1d(2, ceil_mode=True)] if stride == 2 else []
-        if n_in != n_out: shortcut.append(_conv(n_in, n_out, 1, relu=False))
+        if n_in != n_out:
+            shortcut.append(_conv(n_in, n_out, 1, relu=False))
         self.shortcut = nn.Sequential(*shortcut)
 
-    def forward(self, h): return functional.relu(self.residual(h) + self.shortcut(h))
+    def forward(self, h):
+        return functional.relu(self.residual(h) + self.shortcut(h))
 
 # %% ../nbs/10_models.ipynb #df1f035d
 class XResNet1d(nn.Module):
     "A one-dimensional residual encoder: three small convolutions, four stages of bottlenecks, maximum and mean over time."
 
-    def __init__(self,
-        width: int = 64,          # channels inside each bottleneck; a stage passes on 4 times as many
-        layers=(3, 4, 6, 3),      # blocks in each of the four stages; (3, 4, 6, 3) is depth 50
+    def __init__(
+        self,
+        width: int = 64,  # channels inside each bottleneck; a stage passes on 4 times as many
+        layers=(3, 4, 6, 3),  # blocks in each of the four stages; (3, 4, 6, 3) is depth 50
     ):
         super().__init__()
         _check_size("XResNet1d", width, layers)
         self.stem = nn.Sequential(
-            _conv(len(LEADS), width // 2, 5, 2, bias=True), _conv(width // 2, width // 2, 5), _conv(width // 2, width, 5), nn.MaxPool1d(3, 2, 1))
+            _conv(len(LEADS), width // 2, 5, 2, bias=True),
+            _conv(width // 2, width // 2, 5),
+            _conv(width // 2, width, 5),
+            nn.MaxPool1d(3, 2, 1),
+        )
         stages, n_in = [], width
         for k, n_blocks in enumerate(layers):
             for b in range(n_blocks):
                 stages.append(_Bottleneck(n_in, width, stride=2 if k and not b else 1))
                 n_in = 4 * width
         self.stages = nn.Sequential(*stages)
-        self.n_out = 2 * n_in     # features: the maximum and the mean of each channel
+        self.n_out = 2 * n_in  # features: the maximum and the mean of each channel
 
-    def forward(self,
-        v: torch.Tensor,          # (B, 12, T), a standardised signal of any length
-    ) -> torch.Tensor:            # (B, n_out) features
+    def forward(
+        self,
+        v: torch.Tensor,  # (B, 12, T), a standardised signal of any length
+    ) -> torch.Tensor:  # (B, n_out) features
         "Features of each window."
-        if v.ndim != 3: raise EcgmmError(f"XResNet1d: a signal (B, 12, T) is needed, got {tuple(v.shape)}")
+        if v.ndim != 3:
+            raise EcgmmError(f"XResNet1d: a signal (B, 12, T) is needed, got {tuple(v.shape)}")
         h = self.stages(self.stem(v))
         return torch.cat([h.amax(-1), h.mean(-1)], 1)
 
 
 def _check_size(who, width, layers):
-    if not (type(width) is int and width % 2 == 0 and 2 <= width <= 256): raise EcgmmError(f"{who}: an even width from 2 to 256 is needed, got {str(width)[:60]}")
-    if not (isinstance(layers, (tuple, list)) and len(layers) == 4 and all(type(n) is int and n >= 1 for n in layers) and sum(layers) <= 64):
-        raise EcgmmError(f"{who}: four numbers of blocks from 1, together at most 64, are needed, got {str(layers)[:60]}")
+    if not (type(width) is int and width % 2 == 0 and 2 <= width <= 256):
+        raise EcgmmError(f"{who}: an even width from 2 to 256 is needed, got {str(width)[:60]}")
+    if not (
+        isinstance(layers, (tuple, list))
+        and len(layers) == 4
+        and all(type(n) is int and n >= 1 for n in layers)
+        and sum(layers) <= 64
+    ):
+        raise EcgmmError(
+            f"{who}: four numbers of blocks from 1, together at most 64, are needed, got {str(layers)[:60]}"
+        )
 
 # %% ../nbs/10_models.ipynb #d0313fa3
 class SqueezeExcite(nn.Module):
     "Scale each channel by a number between 0 and 1 that the means of all channels decide."
 
-    def __init__(self,
-        channels: int,       # channels in and out
-        reduction: int = 16, # the bottleneck has channels // reduction units, but at least 4
+    def __init__(
+        self,
+        channels: int,  # channels in and out
+        reduction: int = 16,  # the bottleneck has channels // reduction units, but at least 4
     ):
         super().__init__()
         hidden = max(4, channels // reduction)
-        self.gate = nn.Sequential(nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, channels, bias=False),
+            nn.Sigmoid(),
+        )
 
-    def forward(self,
-        h: torch.Tensor,     # (B, C, F, S)
-    ) -> torch.Tensor:       # the same shape
+    def forward(
+        self,
+        h: torch.Tensor,  # (B, C, F, S)
+    ) -> torch.Tensor:  # the same shape
         "Squeeze to one number per channel, excite the channels by what the whole picture shows."
         return h * self.gate(h.mean((2, 3)))[:, :, None, None]
 
@@ -108,114 +137,158 @@ class _SEBasic(nn.Module):
 
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()
-        self.residual = nn.Sequential(_conv(n_in, n_out, 3, stride, dims=2), _conv(n_out, n_out, 3, relu=False, dims=2), SqueezeExcite(n_out))
+        self.residual = nn.Sequential(
+            _conv(n_in, n_out, 3, stride, dims=2),
+            _conv(n_out, n_out, 3, relu=False, dims=2),
+            SqueezeExcite(n_out),
+        )
         nn.init.zeros_(self.residual[1][1].weight)
-        self.shortcut = _conv(n_in, n_out, 1, stride, relu=False, dims=2) if stride != 1 or n_in != n_out else nn.Identity()
+        self.shortcut = (
+            _conv(n_in, n_out, 1, stride, relu=False, dims=2)
+            if stride != 1 or n_in != n_out
+            else nn.Identity()
+        )
 
-    def forward(self, h): return functional.relu(self.residual(h) + self.shortcut(h))
+    def forward(self, h):
+        return functional.relu(self.residual(h) + self.shortcut(h))
 
 # %% ../nbs/10_models.ipynb #2f99e78a
 class SEResNet(nn.Module):
     "A two-dimensional residual encoder with squeeze-and-excitation gates; the twelve leads are its input channels."
 
-    def __init__(self,
-        width: int = 64,      # channels of the first stage; each stage doubles them
+    def __init__(
+        self,
+        width: int = 64,  # channels of the first stage; each stage doubles them
         layers=(3, 4, 6, 3),  # blocks in each of the four stages; (3, 4, 6, 3) is depth 34
     ):
         super().__init__()
         _check_size("SEResNet", width, layers)
-        self.stem = nn.Sequential(_conv(len(LEADS), width, 7, 2, bias=True, dims=2), nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(
+            _conv(len(LEADS), width, 7, 2, bias=True, dims=2), nn.MaxPool2d(3, 2, 1)
+        )
         stages, n_in = [], width
         for k, n_blocks in enumerate(layers):
             for b in range(n_blocks):
                 stages.append(_SEBasic(n_in, width << k, stride=2 if k and not b else 1))
                 n_in = width << k
         self.stages = nn.Sequential(*stages)
-        self.n_out = n_in     # features: the mean of each channel
+        self.n_out = n_in  # features: the mean of each channel
 
-    def forward(self,
-        v: torch.Tensor,      # (B, 12, F, S), a standardised spectrogram of any size
-    ) -> torch.Tensor:        # (B, n_out) features
+    def forward(
+        self,
+        v: torch.Tensor,  # (B, 12, F, S), a standardised spectrogram of any size
+    ) -> torch.Tensor:  # (B, n_out) features
         "Features of each window."
-        if v.ndim != 4: raise EcgmmError(f"SEResNet: a spectrogram (B, 12, F, S) is needed, got {tuple(v.shape)}")
+        if v.ndim != 4:
+            raise EcgmmError(
+                f"SEResNet: a spectrogram (B, 12, F, S) is needed, got {tuple(v.shape)}"
+            )
         return self.stages(self.stem(v)).mean((2, 3))
 
 # %% ../nbs/10_models.ipynb #dd535ad5
 def make_encoder(
-    name: str,     # "xresnet1d50", "xresnet1d_small" (signal), "se_resnet34" or "se_resnet_small" (spectrogram)
-    width=None,    # other than the named model's, see the class
-    layers=None,   # other than the named model's, see the class
-) -> nn.Module:    # maps a standardised window to (B, n_out)
+    # "xresnet1d50", "xresnet1d_small" (signal), "se_resnet34" or "se_resnet_small" (spectrogram)
+    name: str,
+    width=None,  # other than the named model's, see the class
+    layers=None,  # other than the named model's, see the class
+) -> nn.Module:  # maps a standardised window to (B, n_out)
     "An untrained encoder by name."
-    if name == "xresnet1d50": return XResNet1d(width or 64, layers or (3, 4, 6, 3))
-    if name == "xresnet1d_small": return XResNet1d(width or 32, layers or (1, 1, 1, 1))
-    if name == "se_resnet34": return SEResNet(width or 64, layers or (3, 4, 6, 3))
-    if name == "se_resnet_small": return SEResNet(width or 16, layers or (1, 1, 1, 1))
-    raise EcgmmError(f"make_encoder: xresnet1d50, xresnet1d_small, se_resnet34 or se_resnet_small is needed, got {name!r}")
+    if name == "xresnet1d50":
+        return XResNet1d(width or 64, layers or (3, 4, 6, 3))
+    if name == "xresnet1d_small":
+        return XResNet1d(width or 32, layers or (1, 1, 1, 1))
+    if name == "se_resnet34":
+        return SEResNet(width or 64, layers or (3, 4, 6, 3))
+    if name == "se_resnet_small":
+        return SEResNet(width or 16, layers or (1, 1, 1, 1))
+    raise EcgmmError(
+        f"make_encoder: xresnet1d50, xresnet1d_small, se_resnet34 or se_resnet_small is needed, got {name!r}"
+    )
 
 # %% ../nbs/10_models.ipynb #dd4f12dc
-ENCODERS = {"signal": "xresnet1d50", "spectrogram": "se_resnet34"}  # modality -> the paper's encoder
+ENCODERS = {
+    "signal": "xresnet1d50",
+    "spectrogram": "se_resnet34",
+}  # modality -> the paper's encoder
 
 # %% ../nbs/10_models.ipynb #75504fb0
 class Head(nn.Module):
     "From features to one logit per class."
 
-    def __init__(self,
-        n_in: int,                   # features, an encoder's `n_out`
-        n_out: int = len(CLASSES),   # classes
-        hidden: int = 256,           # units between (the paper's code: half of its 512 features)
-        linear: bool = False,        # True for the paper's pair of linear layers with nothing between
-        dropout: float = 0.0,        # share of the hidden units that a training step leaves out
+    def __init__(
+        self,
+        n_in: int,  # features, an encoder's `n_out`
+        n_out: int = len(CLASSES),  # classes
+        hidden: int = 256,  # units between (the paper's code: half of its 512 features)
+        linear: bool = False,  # True for the paper's pair of linear layers with nothing between
+        dropout: float = 0.0,  # share of the hidden units that a training step leaves out
     ):
         super().__init__()
-        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1): raise EcgmmError(f"Head: a dropout from 0 to below 1 is needed, got {str(dropout)[:60]}")
+        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+            raise EcgmmError(
+                f"Head: a dropout from 0 to below 1 is needed, got {str(dropout)[:60]}"
+            )
         self.first, self.last = nn.Linear(n_in, hidden), nn.Linear(hidden, n_out)
         self.bend = nn.Identity() if linear else nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
 
-    def forward(self,
-        h: torch.Tensor,   # (B, n_in) features
-    ) -> torch.Tensor:     # (B, n_out) logits
+    def forward(
+        self,
+        h: torch.Tensor,  # (B, n_in) features
+    ) -> torch.Tensor:  # (B, n_out) logits
         "Logits of each window."
         return self.last(self.bend(self.first(h)))
 
 # %% ../nbs/10_models.ipynb #8bfa82c2
 def mlp(
-    *sizes,              # features in, hidden units ..., features out
-    act=nn.ReLU,         # what bends, between the layers: never after the last
+    *sizes,  # features in, hidden units ..., features out
+    act=nn.ReLU,  # what bends, between the layers: never after the last
     norm: bool = False,  # batch norm before each bend
-) -> nn.Sequential:      # (B, sizes[0]) to (B, sizes[-1])
+) -> nn.Sequential:  # (B, sizes[0]) to (B, sizes[-1])
     "A stack of linear layers: projection and prediction heads."
-    if len(sizes) < 2: raise EcgmmError(f"mlp: at least the features in and out are needed, got {sizes}")
+    if len(sizes) < 2:
+        raise EcgmmError(f"mlp: at least the features in and out are needed, got {sizes}")
     layers = []
-    for n_in, n_out in zip(sizes[:-2], sizes[1:-1]): layers += [nn.Linear(n_in, n_out), *([nn.BatchNorm1d(n_out)] if norm else []), act()]
+    for n_in, n_out in zip(sizes[:-2], sizes[1:-1]):
+        layers += [nn.Linear(n_in, n_out), *([nn.BatchNorm1d(n_out)] if norm else []), act()]
     return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
 
 # %% ../nbs/10_models.ipynb #0f814e92
 class Backbone(nn.Module):
     "Front end and encoder: windows in mV to features. What pre-training leaves, and what a classifier stands on."
 
-    def __init__(self,
-        front: FrontEnd,      # fixes the modality; fit it before the first window
-        encoder: nn.Module,   # standardised windows to (B, n_out)
+    def __init__(
+        self,
+        front: FrontEnd,  # fixes the modality; fit it before the first window
+        encoder: nn.Module,  # standardised windows to (B, n_out)
     ):
         super().__init__()
         self.front, self.encoder, self.frozen = front, encoder, False
 
     @classmethod
-    def from_config(cls,
-        config: dict,         # "modality", "encoder"; if other than usual "width", "layers"
-    ):                        # untrained, its front end not fitted
+    def from_config(
+        cls,
+        config: dict,  # "modality", "encoder"; if other than usual "width", "layers"
+    ):  # untrained, its front end not fitted
         "The backbone that a configuration describes."
         for field in ("modality", "encoder"):
-            if not isinstance(config.get(field), str): raise EcgmmError(f"{cls.__name__}.from_config: the field {field!r} is needed, got {config.get(field)!r}")
-        front, encoder = FrontEnd(config["modality"]), make_encoder(config["encoder"], config.get("width"), config.get("layers"))
+            if not isinstance(config.get(field), str):
+                raise EcgmmError(
+                    f"{cls.__name__}.from_config: the field {field!r} is needed, got {config.get(field)!r}"
+                )
+        front, encoder = (
+            FrontEnd(config["modality"]),
+            make_encoder(config["encoder"], config.get("width"), config.get("layers")),
+        )
         if isinstance(encoder, XResNet1d) != (front.modality == "signal"):
-            raise EcgmmError(f"{cls.__name__}.from_config: {config['encoder']} does not read the modality {front.modality!r}")
+            raise EcgmmError(
+                f"{cls.__name__}.from_config: {config['encoder']} does not read the modality {front.modality!r}"
+            )
         return cls(front, encoder)
 
-    def freeze(self,
-        on: bool = True,      # False lets it learn again
-    ):                        # itself
+    def freeze(
+        self,
+        on: bool = True,  # False lets it learn again
+    ):  # itself
         "Hold the encoder still: no gradient reaches it, and its batch norm keeps the statistics that it has."
         self.frozen = on
         self.encoder.requires_grad_(not on)
@@ -224,12 +297,14 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True):
         "Training mode, but for a frozen encoder."
         super().train(mode)
-        if self.frozen: self.encoder.eval()
+        if self.frozen:
+            self.encoder.eval()
         return self
 
-    def features(self,
-        x: torch.Tensor,      # (B, 12, T) mV
-    ) -> torch.Tensor:        # (B, n_out)
+    def features(
+        self,
+        x: torch.Tensor,  # (B, 12, T) mV
+    ) -> torch.Tensor:  # (B, n_out)
         "What the encoder makes of windows."
         return self.encoder(self.front(x))
 
@@ -239,67 +314,108 @@ class Backbone(nn.Module):
 class Classifier(Backbone):
     "Front end, encoder and head: windows in mV to one logit per class."
 
-    def __init__(self,
-        front: FrontEnd,      # fixes the modality; fit it before the first window
-        encoder: nn.Module,   # standardised windows to (B, n_out)
-        head: nn.Module,      # (B, n_out) to (B, 24)
+    def __init__(
+        self,
+        front: FrontEnd,  # fixes the modality; fit it before the first window
+        encoder: nn.Module,  # standardised windows to (B, n_out)
+        head: nn.Module,  # (B, n_out) to (B, 24)
     ):
         super().__init__(front, encoder)
         self.head = head
 
     @classmethod
-    def from_config(cls,
-        config: dict,         # as for `Backbone.from_config`; if other than usual "linear_head", "dropout"
-    ):                        # untrained, its front end not fitted
+    def from_config(
+        cls,
+        config: dict,  # as for `Backbone.from_config`; if other than usual "linear_head", "dropout"
+    ):  # untrained, its front end not fitted
         "The classifier that a configuration describes."
         stem = Backbone.from_config(config)
-        return cls(stem.front, stem.encoder, Head(stem.encoder.n_out, linear=config.get("linear_head", False), dropout=config.get("dropout", 0.0)))
+        return cls(
+            stem.front,
+            stem.encoder,
+            Head(
+                stem.encoder.n_out,
+                linear=config.get("linear_head", False),
+                dropout=config.get("dropout", 0.0),
+            ),
+        )
 
-    def forward(self,
-        x: torch.Tensor,      # (B, 12, T) mV
-    ) -> torch.Tensor:        # (B, 24) logits
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, 12, T) mV
+    ) -> torch.Tensor:  # (B, 24) logits
         "One logit per window and class."
         return self.head(self.features(x))
 
-    def loss(self,
-        batch: dict,          # "x": (B, 12, T) mV; "y": (B, 24), 1 where the class is present
-        rng=None,             # a generator, for models that draw views; not used here
-    ):                        # the mean binary cross-entropy, and figures for the history
+    def loss(
+        self,
+        batch: dict,  # "x": (B, 12, T) mV; "y": (B, 24), 1 where the class is present
+        rng=None,  # a generator, for models that draw views; not used here
+    ):  # the mean binary cross-entropy, and figures for the history
         "The contract of the training loop: a scalar to go down, and what to show beside it."
         logits = self(batch["x"])
         loss = functional.binary_cross_entropy_with_logits(logits, batch["y"].to(logits.dtype))
-        return loss, {"predicted": logits.detach().sigmoid().sum(1).mean(), "labels": batch["y"].float().sum(1).mean()}
+        return loss, {
+            "predicted": logits.detach().sigmoid().sum(1).mean(),
+            "labels": batch["y"].float().sum(1).mean(),
+        }
 
 # %% ../nbs/10_models.ipynb #263aff1a
-_FILES, _DECISION, _DECISION_FORMAT = ("config.json", "model.safetensors", "README.md"), "decision.json", "ecgmm decision 1"
-_DECIDED = ("thresholds", "calibration", "choice", "metrics")   # these a decision may overrule where the config has them; no other field
-_LONGEST = 4 << 20             # bytes of a JSON file, and of the header of the weights
-_LARGEST = 1 << 25             # numbers in a model: 134 MB; the paper's fusion has 23 million
-_WINDOW = (25, 6000)           # samples in a window: 0.25 s to a minute
+_FILES, _DECISION, _DECISION_FORMAT = (
+    ("config.json", "model.safetensors", "README.md"),
+    "decision.json",
+    "ecgmm decision 1",
+)
+_DECIDED = (
+    "thresholds",
+    "calibration",
+    "choice",
+    "metrics",
+)  # these a decision may overrule where the config has them; no other field
+_LONGEST = 4 << 20  # bytes of a JSON file, and of the header of the weights
+_LARGEST = 1 << 25  # numbers in a model: 134 MB; the paper's fusion has 23 million
+_WINDOW = (25, 6000)  # samples in a window: 0.25 s to a minute
 
 
 def _fixed_fields():
     "What every model of this version shares; a folder that says otherwise would be misread."
-    return {"format": 2, "unit": "mV", "fs": FS, "leads": list(LEADS),
-            "classes": [{"abbr": c.abbr, "code": c.code, "name": c.name} for c in CLASSES]}
+    return {
+        "format": 2,
+        "unit": "mV",
+        "fs": FS,
+        "leads": list(LEADS),
+        "classes": [{"abbr": c.abbr, "code": c.code, "name": c.name} for c in CLASSES],
+    }
 
 
 def _check_config(config, who):
     for field, needed in _fixed_fields().items():
-        if config.get(field) != needed: raise EcgmmError(f"{who}: the field {field!r} must be {str(needed)[:60]}, got {str(config.get(field))[:60]}")
+        if config.get(field) != needed:
+            raise EcgmmError(
+                f"{who}: the field {field!r} must be {str(needed)[:60]}, got {str(config.get(field))[:60]}"
+            )
     w = config.get("window")
-    if type(w) is not int or not _WINDOW[0] <= w <= _WINDOW[1]: raise EcgmmError(f"{who}: the field 'window' must be a whole number from {_WINDOW[0]} to {_WINDOW[1]}, got {str(w)[:60]}")
+    if type(w) is not int or not _WINDOW[0] <= w <= _WINDOW[1]:
+        raise EcgmmError(
+            f"{who}: the field 'window' must be a whole number from {_WINDOW[0]} to {_WINDOW[1]}, got {str(w)[:60]}"
+        )
 
 
 class _NoStart(TorchFunctionMode):
-    "Leave out the random numbers with which weights start: it saves time, and on the device \"meta\" the import of a compiler."
+    'Leave out the random numbers with which weights start: it saves time, and on the device "meta" the import of a compiler.'
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
+        return (
+            args[0]
+            if func in (torch.Tensor.normal_, torch.Tensor.uniform_)
+            else func(*args, **(kwargs or {}))
+        )
 
 
 def _untrained(config, build=None):
     "The model of a config, all of whose tensors are still to be filled, made without touching the session's random numbers."
-    with torch.random.fork_rng(devices=[]), _NoStart(): return (build or Classifier.from_config)(config)
+    with torch.random.fork_rng(devices=[]), _NoStart():
+        return (build or Classifier.from_config)(config)
 
 
 def _shapes(state):
@@ -309,38 +425,58 @@ def _shapes(state):
 
 def _check_shapes(shapes, config, build, who):
     "Compare names, shapes and types with the model's, of which nothing but these is made."
-    with torch.device("meta"): needed = _shapes(_untrained(config, build).state_dict())
+    with torch.device("meta"):
+        needed = _shapes(_untrained(config, build).state_dict())
     n = sum(torch.Size(shape).numel() for shape, _ in needed.values())
-    if n > _LARGEST: raise EcgmmError(f"{who}: a model of at most {_LARGEST:,} numbers is needed, this has {n:,}")
+    if n > _LARGEST:
+        raise EcgmmError(
+            f"{who}: a model of at most {_LARGEST:,} numbers is needed, this has {n:,}"
+        )
     for key in sorted(needed.keys() | shapes.keys()):
-        if key not in shapes: raise EcgmmError(f"{who}: the tensor {key!r} is missing")
-        if key not in needed: raise EcgmmError(f"{who}: the tensor {key!r} is not part of this model")
-        if shapes[key] != needed[key]: raise EcgmmError(f"{who}: the tensor {key!r} must be {needed[key][0]} {needed[key][1]}, got {shapes[key][0]} {shapes[key][1]}")
+        if key not in shapes:
+            raise EcgmmError(f"{who}: the tensor {key!r} is missing")
+        if key not in needed:
+            raise EcgmmError(f"{who}: the tensor {key!r} is not part of this model")
+        if shapes[key] != needed[key]:
+            raise EcgmmError(
+                f"{who}: the tensor {key!r} must be {needed[key][0]} {needed[key][1]}, got {shapes[key][0]} {shapes[key][1]}"
+            )
 
 
 def _check_finite(key, tensor, who):
-    if not tensor.isfinite().all(): raise EcgmmError(f"{who}: the tensor {key!r} is not finite")
+    if not tensor.isfinite().all():
+        raise EcgmmError(f"{who}: the tensor {key!r} is not finite")
 
 
 def _check_sums(file, what, sums, noted):
     for key in sorted(sums.keys() | noted.keys()):
-        if sums.get(key) != noted.get(key): raise EcgmmError(f"{file}: the {what} {key!r} was changed after it was saved")
+        if sums.get(key) != noted.get(key):
+            raise EcgmmError(f"{file}: the {what} {key!r} was changed after it was saved")
 
 
 def _crc(value):
     "CRC-32 of a field or of a tensor."
-    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else json.dumps(value, sort_keys=True).encode())
+    return zlib.crc32(
+        value.reshape(-1).view(torch.uint8).numpy()
+        if isinstance(value, torch.Tensor)
+        else json.dumps(value, sort_keys=True).encode()
+    )
 
 
 def _checksums(config, state):
     "A CRC-32 of each field of the config and of each tensor: against a slip of the hand or of the disk, not against somebody who means it."
-    return {"config": {k: _crc(v) for k, v in config.items()}, "tensors": {k: _crc(v) for k, v in state.items()}}
+    return {
+        "config": {k: _crc(v) for k, v in config.items()},
+        "tensors": {k: _crc(v) for k, v in state.items()},
+    }
 
 
 def _text(value, who):
     "Strict JSON."
-    try: return json.dumps(value, indent=1, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as e: raise EcgmmError(f"{who}: plain JSON without NaN is needed (write null): {e}") from None
+    try:
+        return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as e:
+        raise EcgmmError(f"{who}: plain JSON without NaN is needed (write null): {e}") from None
 
 # %% ../nbs/10_models.ipynb #30b88430
 _CARD = "<!-- a card by ecgmm, renewed when thresholds are chosen -->"
@@ -348,17 +484,43 @@ _CARD = "<!-- a card by ecgmm, renewed when thresholds are chosen -->"
 
 def _scores_table(metrics):
     "The seven figures of each role as Markdown."
-    names = dict(auroc="AUROC", auprc="AUPRC", accuracy="accuracy", f_measure="F1", f_beta="F2", g_beta="G2", challenge="Challenge score")
-    rows = [f"| {role} | " + " | ".join("-" if metrics[role].get(k) is None else f"{metrics[role][k]:.3f}" for k in names) + " |" for role in ("test", "tune") if role in metrics]
-    return "\n".join(["| recordings | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|", *rows])
+    names = dict(
+        auroc="AUROC",
+        auprc="AUPRC",
+        accuracy="accuracy",
+        f_measure="F1",
+        f_beta="F2",
+        g_beta="G2",
+        challenge="Challenge score",
+    )
+    rows = [
+        f"| {role} | "
+        + " | ".join(
+            "-" if metrics[role].get(k) is None else f"{metrics[role][k]:.3f}" for k in names
+        )
+        + " |"
+        for role in ("test", "tune")
+        if role in metrics
+    ]
+    return "\n".join(
+        [
+            "| recordings | " + " | ".join(names.values()) + " |",
+            "|---" * (len(names) + 1) + "|",
+            *rows,
+        ]
+    )
 
 
 def _transductive(value):
     "Is there a field 'transductive' that is true, at any depth?"
-    return isinstance(value, dict) and (value.get("transductive") is True or any(map(_transductive, value.values())))
+    return isinstance(value, dict) and (
+        value.get("transductive") is True or any(map(_transductive, value.values()))
+    )
 
 
-_SAW = "the encoder's pre-training was transductive: it saw the test recordings, without their labels"
+_SAW = (
+    "the encoder's pre-training was transductive: it saw the test recordings, without their labels"
+)
 
 
 def _protocol(config):
@@ -366,37 +528,76 @@ def _protocol(config):
     choice, interval = config.get("choice", {}), config["metrics"].get("interval") or {}
     told = f"The epoch{', calibration and thresholds' if choice else ' and one threshold for all classes'} were chosen on the tune recordings; "
     told += f"{_SAW}." if _transductive(config) else "the test recordings had no part in it."
-    if choice: told += f" Protocol: {choice.get('protocol')}; search of the thresholds: {choice.get('search')}; epoch: best by {choice.get('best_by')}."
-    if interval.get("low") is not None: told += f" The Challenge score's 95 % interval on test is {interval['low']:.3f} to {interval['high']:.3f}."
+    if choice:
+        told += f" Protocol: {choice.get('protocol')}; search of the thresholds: {choice.get('search')}; epoch: best by {choice.get('best_by')}."
+    if interval.get("low") is not None:
+        told += f" The Challenge score's 95 % interval on test is {interval['low']:.3f} to {interval['high']:.3f}."
     return told
 
 
 def _training(c):
     "Where the weights come from, as items of a list."
     folds, sources = c.get("folds", {}), c.get("trained_on", "not said")
-    told = [f"- from the sources {', '.join(sources)}" if isinstance(sources, list) else f"- {sources}"]
-    alone = f"; {_SAW}" if _transductive(c) else "; the weights were fitted on the train recordings alone"
-    if folds: told.append(f"- roles: {', '.join(f'{k} {v}' for k, v in folds.items() if k in ('test', 'tune', 'sizes'))}{alone}")
-    if c.get("pretraining"): told.append(f"- its encoder was pre-trained without labels: {json.dumps(c['pretraining'])[:400]}")
-    if "settings" in c: told.append(f"- settings: {json.dumps(c['settings'])}")
+    told = [
+        f"- from the sources {', '.join(sources)}" if isinstance(sources, list) else f"- {sources}"
+    ]
+    alone = (
+        f"; {_SAW}"
+        if _transductive(c)
+        else "; the weights were fitted on the train recordings alone"
+    )
+    if folds:
+        told.append(
+            f"- roles: {', '.join(f'{k} {v}' for k, v in folds.items() if k in ('test', 'tune', 'sizes'))}{alone}"
+        )
+    if c.get("pretraining"):
+        told.append(
+            f"- its encoder was pre-trained without labels: {json.dumps(c['pretraining'])[:400]}"
+        )
+    if "settings" in c:
+        told.append(f"- settings: {json.dumps(c['settings'])}")
     return told
 
 
 def model_card(
-    config: dict,   # of a model folder
-) -> str:           # Markdown
+    config: dict,  # of a model folder
+) -> str:  # Markdown
     "What a person should know before using the model."
     c, judged = config, "thresholds" in config
-    rows = [f"| {k['abbr']} | {k['code']} | {k['name']} | {t:.3f} |" for k, t in zip(c["classes"], c.get("thresholds", ()))]
-    parts = [f"# {c.get('modality', 'a')} model", "## Input", f"- {c['window'] / c['fs']:g} s windows of shape (12, {c['window']}), {c['unit']}, {c['fs']} Hz; a recording is judged by the mean over its windows, each half overlapping the next",
-             f"- leads in this order: {', '.join(c['leads'])}", f"- prepared with {json.dumps(c['preprocessing'])}" if "preprocessing" in c else "- preparation: not said",
-             "## Trained", *_training(c)]
-    if judged: parts += ["## Classes", "| output | SNOMED CT | name | decided where the probability is at least |\n|---|---|---|---|\n" + "\n".join(rows),
-                         f"Probabilities are calibrated first: {c['calibration']['kind']}." if c.get("calibration") else "Probabilities are as the network gives them, not calibrated."]
-    if c.get("metrics"): parts += ["## Scores", _scores_table(c["metrics"]), _protocol(c)]
-    parts += ["## Limits", "For research and teaching. **Not a medical device**: nobody has tested it on patients like yours. Scores are of recordings from the sources above; other hospitals, machines, ages and electrode positions may do "
-              "worse without a sign of it. Probabilities of a recording of another population are not calibrated for it. It knows 24 findings and says nothing of others, infarction among them.",
-              f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}." + " Use: `ecgmm_predict --model FOLDER --data RECORDING`." * judged, _CARD]
+    rows = [
+        f"| {k['abbr']} | {k['code']} | {k['name']} | {t:.3f} |"
+        for k, t in zip(c["classes"], c.get("thresholds", ()))
+    ]
+    parts = [
+        f"# {c.get('modality', 'a')} model",
+        "## Input",
+        f"- {c['window'] / c['fs']:g} s windows of shape (12, {c['window']}), {c['unit']}, {c['fs']} Hz; a recording is judged by the mean over its windows, each half overlapping the next",
+        f"- leads in this order: {', '.join(c['leads'])}",
+        f"- prepared with {json.dumps(c['preprocessing'])}"
+        if "preprocessing" in c
+        else "- preparation: not said",
+        "## Trained",
+        *_training(c),
+    ]
+    if judged:
+        parts += [
+            "## Classes",
+            "| output | SNOMED CT | name | decided where the probability is at least |\n|---|---|---|---|\n"
+            + "\n".join(rows),
+            f"Probabilities are calibrated first: {c['calibration']['kind']}."
+            if c.get("calibration")
+            else "Probabilities are as the network gives them, not calibrated.",
+        ]
+    if c.get("metrics"):
+        parts += ["## Scores", _scores_table(c["metrics"]), _protocol(c)]
+    parts += [
+        "## Limits",
+        "For research and teaching. **Not a medical device**: nobody has tested it on patients like yours. Scores are of recordings from the sources above; other hospitals, machines, ages and electrode positions may do "
+        "worse without a sign of it. Probabilities of a recording of another population are not calibrated for it. It knows 24 findings and says nothing of others, infarction among them.",
+        f"Made with ecgmm {c['versions']['ecgmm']}, torch {c['versions']['torch']}."
+        + " Use: `ecgmm_predict --model FOLDER --data RECORDING`." * judged,
+        _CARD,
+    ]
     return "\n\n".join("\n".join(g) for g in _grouped(parts)) + "\n"
 
 
@@ -404,105 +605,188 @@ def _grouped(parts):
     "List items that follow each other stay together."
     out = []
     for p in parts:
-        if p.startswith("- ") and out and out[-1][-1].startswith("- "): out[-1].append(p)
-        else: out.append([p])
+        if p.startswith("- ") and out and out[-1][-1].startswith("- "):
+            out[-1].append(p)
+        else:
+            out.append([p])
     return out
 
 # %% ../nbs/10_models.ipynb #c7d29f50
 def save_model(
-    folder,                  # where
-    model: nn.Module,        # all its tensors are written, the statistics of its front end among them
-    config: dict,            # "modality", "encoder", ... as for `Classifier.from_config`, and whatever is worth knowing later, JSON only
-    overwrite: bool = False, # replace another model of ours (and the decision about it)
-) -> Path:                   # the folder
+    folder,  # where
+    model: nn.Module,  # all its tensors are written, the statistics of its front end among them
+    # "modality", "encoder", ... as for `Classifier.from_config`, and whatever is worth knowing
+    # later, JSON only
+    config: dict,
+    overwrite: bool = False,  # replace another model of ours (and the decision about it)
+) -> Path:  # the folder
     "Write a model folder; one that holds the same model already is left as it is, decision and all."
-    config = {"window": 250, "versions": {"ecgmm": __version__, "torch": torch.__version__}} | _fixed_fields() | config
+    config = (
+        {"window": 250, "versions": {"ecgmm": __version__, "torch": torch.__version__}}
+        | _fixed_fields()
+        | config
+    )
     text = _text(config, "save_model: the config")
     config = json.loads(text)
     _check_config(config, "save_model")
-    if "thresholds" in config: _check_thresholds(config["thresholds"], "save_model")
+    if "thresholds" in config:
+        _check_thresholds(config["thresholds"], "save_model")
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    for key in sorted(state): _check_finite(key, state[key], "save_model")
-    if hasattr(type(model), "from_config"): _check_shapes(_shapes(state), config, type(model).from_config, "save_model")
+    for key in sorted(state):
+        _check_finite(key, state[key], "save_model")
+    if hasattr(type(model), "from_config"):
+        _check_shapes(_shapes(state), config, type(model).from_config, "save_model")
     sums = _checksums(config, state)
     identity = dict(config=fingerprint(sums["config"]), tensors=fingerprint(sums["tensors"]))
     other = read_marker(folder).get("identity") != identity
-    with Run.begin(folder, "model", identity, (*_FILES, _DECISION), overwrite=overwrite and other) as run:
-        if run.done: return run.folder
-        run.write(_FILES[1], lambda part: save_file(state, part, metadata={"ecgmm": json.dumps(sums)}))
+    with Run.begin(
+        folder, "model", identity, (*_FILES, _DECISION), overwrite=overwrite and other
+    ) as run:
+        if run.done:
+            return run.folder
+        run.write(
+            _FILES[1], lambda part: save_file(state, part, metadata={"ecgmm": json.dumps(sums)})
+        )
         run.write(_FILES[0], text)
         run.write(_FILES[2], model_card(config))
         run.finish()
     return run.folder
 
 # %% ../nbs/10_models.ipynb #5d1f0a21
-_TYPES = dict(F32=torch.float32, I64=torch.int64, F64=torch.float64, F16=torch.float16, BF16=torch.bfloat16, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
+_TYPES = dict(
+    F32=torch.float32,
+    I64=torch.int64,
+    F64=torch.float64,
+    F16=torch.float16,
+    BF16=torch.bfloat16,
+    I32=torch.int32,
+    I16=torch.int16,
+    I8=torch.int8,
+    U8=torch.uint8,
+    BOOL=torch.bool,
+)
 
 
 def _read_json(file):
     "A JSON object of at most 4 MiB."
     try:
-        with open(file, "rb") as f: text = f.read(_LONGEST + 1)
-        if len(text) > _LONGEST: raise ValueError(f"it has more than {_LONGEST:,} bytes")
-        told = json.loads(text.decode("utf-8-sig"))                 # some editors begin a text with a byte order mark
-    except OSError as e: raise file_error(file, e) from None
-    except UnicodeDecodeError: raise EcgmmError(f"{file} is not a JSON config: text in UTF-8 is needed; save it as UTF-8") from None
-    except (ValueError, RecursionError) as e: raise EcgmmError(f"{file} is not a JSON config: {e}") from None
-    if not isinstance(told, dict): raise EcgmmError(f"{file} is not a JSON config: an object is needed")
+        with open(file, "rb") as f:
+            text = f.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f"it has more than {_LONGEST:,} bytes")
+        told = json.loads(
+            text.decode("utf-8-sig")
+        )  # some editors begin a text with a byte order mark
+    except OSError as e:
+        raise file_error(file, e) from None
+    except UnicodeDecodeError:
+        raise EcgmmError(
+            f"{file} is not a JSON config: text in UTF-8 is needed; save it as UTF-8"
+        ) from None
+    except (ValueError, RecursionError) as e:
+        raise EcgmmError(f"{file} is not a JSON config: {e}") from None
+    if not isinstance(told, dict):
+        raise EcgmmError(f"{file} is not a JSON config: an object is needed")
     return told
 
 
 def _read_header(file):
     "Shape and type of each tensor of a file, and the checksums that it carries; no tensor is read."
     try:
-        with open(file, "rb") as f: header = int.from_bytes(f.read(8), "little")
-        if (size := file.stat().st_size) > 8 * _LARGEST or header > _LONGEST: raise ValueError(f"{size:,} bytes, {header:,} of them a header, are more than any model has")
+        with open(file, "rb") as f:
+            header = int.from_bytes(f.read(8), "little")
+        if (size := file.stat().st_size) > 8 * _LARGEST or header > _LONGEST:
+            raise ValueError(
+                f"{size:,} bytes, {header:,} of them a header, are more than any model has"
+            )
         with safe_open(file, "pt") as f:
             slices = {k: f.get_slice(k) for k in f.keys()}
-            shapes = {k: (tuple(s.get_shape()), _TYPES.get(s.get_dtype(), s.get_dtype())) for k, s in slices.items()}
+            shapes = {
+                k: (tuple(s.get_shape()), _TYPES.get(s.get_dtype(), s.get_dtype()))
+                for k, s in slices.items()
+            }
             noted = json.loads((f.metadata() or {}).get("ecgmm", "{}"))
-        if not isinstance(noted, dict) or not all(isinstance(noted.get(part), dict) for part in ("config", "tensors")): raise ValueError("it carries no checksums, so it is not of ecgmm")
-    except (SafetensorError, ValueError, RecursionError) as e: raise EcgmmError(f"{file} cannot be read: {e}") from None
-    except OSError as e: raise file_error(file, e) from None
+        if not isinstance(noted, dict) or not all(
+            isinstance(noted.get(part), dict) for part in ("config", "tensors")
+        ):
+            raise ValueError("it carries no checksums, so it is not of ecgmm")
+    except (SafetensorError, ValueError, RecursionError) as e:
+        raise EcgmmError(f"{file} cannot be read: {e}") from None
+    except OSError as e:
+        raise file_error(file, e) from None
     return shapes, noted
 
 
 def _described(folder):
     "What a model folder says of itself: config, shapes, checksums; no tensor is read."
     told = read_marker(folder)
-    inside = f": its model is {folder / 'model'}" if (folder / "model" / _FILES[0]).is_file() else ""      # a run's folder has its model below it
-    if told and told["kind"] != "model": raise EcgmmError(f"{folder}: a model is needed, this is a{'n' * (told['kind'][:1] in tuple('aeiou'))} {told['kind']}{inside}")
-    if told and told["state"] != "done": raise EcgmmError(f"{folder}: this model is not finished; the command that began it goes on with it")
+    inside = (
+        f": its model is {folder / 'model'}" if (folder / "model" / _FILES[0]).is_file() else ""
+    )  # a run's folder has its model below it
+    if told and told["kind"] != "model":
+        raise EcgmmError(
+            f"{folder}: a model is needed, this is a{'n' * (told['kind'][:1] in tuple('aeiou'))} {told['kind']}{inside}"
+        )
+    if told and told["state"] != "done":
+        raise EcgmmError(
+            f"{folder}: this model is not finished; the command that began it goes on with it"
+        )
     for name in _FILES[:2]:
-        if not (folder / name).is_file(): raise EcgmmError(f"load_model: {folder} has no {name}{inside}")
+        if not (folder / name).is_file():
+            raise EcgmmError(f"load_model: {folder} has no {name}{inside}")
     config = _read_json(folder / _FILES[0])
     _check_config(config, f"load_model: {folder}")
     shapes, noted = _read_header(folder / _FILES[1])
-    _check_sums(folder, "config field", _checksums(config, {})["config"], noted["config"])     # before anything is built from it
+    _check_sums(
+        folder, "config field", _checksums(config, {})["config"], noted["config"]
+    )  # before anything is built from it
     return config, shapes, noted
 
 # %% ../nbs/10_models.ipynb #5d1f0a23
 def _check_thresholds(thresholds, who):
     "A finite number for each class."
-    fine = isinstance(thresholds, list) and len(thresholds) == len(CLASSES) and all(type(t) in (int, float) and abs(t) <= 1e9 for t in thresholds)
-    if not fine: raise EcgmmError(f"{who}: {len(CLASSES)} finite thresholds are needed, got {str(thresholds)[:60]}")
+    fine = (
+        isinstance(thresholds, list)
+        and len(thresholds) == len(CLASSES)
+        and all(type(t) in (int, float) and abs(t) <= 1e9 for t in thresholds)
+    )
+    if not fine:
+        raise EcgmmError(
+            f"{who}: {len(CLASSES)} finite thresholds are needed, got {str(thresholds)[:60]}"
+        )
 
 
 def _check_decision(decision, config, who):
     "A decision may not change what the model is."
-    if not isinstance(decision, dict) or not decision: raise EcgmmError(f"{who}: a dictionary with thresholds, calibration, ... is needed, got {str(decision)[:60]}")
+    if not isinstance(decision, dict) or not decision:
+        raise EcgmmError(
+            f"{who}: a dictionary with thresholds, calibration, ... is needed, got {str(decision)[:60]}"
+        )
     for field in decision:
-        if not isinstance(field, str) or field in config and field not in _DECIDED: raise EcgmmError(f"{who}: the field {str(field)[:60]!r} belongs to the model and cannot be decided")
-    if "thresholds" in decision: _check_thresholds(decision["thresholds"], who)
+        if not isinstance(field, str) or field in config and field not in _DECIDED:
+            raise EcgmmError(
+                f"{who}: the field {str(field)[:60]!r} belongs to the model and cannot be decided"
+            )
+    if "thresholds" in decision:
+        _check_thresholds(decision["thresholds"], who)
 
 
 def _decided(file, config, noted):
     "The fields of a decision, if it is about these weights and as it was saved."
     told = _read_json(file)
-    if told.get("format") != _DECISION_FORMAT: raise EcgmmError(f"{file} is no decision of ecgmm: the format {_DECISION_FORMAT!r} is needed, got {str(told.get('format'))[:60]!r}")
-    if told.get("weights") != fingerprint(noted["tensors"]): raise EcgmmError(f"{file}: this decision belongs to other weights")
+    if told.get("format") != _DECISION_FORMAT:
+        raise EcgmmError(
+            f"{file} is no decision of ecgmm: the format {_DECISION_FORMAT!r} is needed, got {str(told.get('format'))[:60]!r}"
+        )
+    if told.get("weights") != fingerprint(noted["tensors"]):
+        raise EcgmmError(f"{file}: this decision belongs to other weights")
     _check_decision(told.get("decision"), config, file)
-    _check_sums(file, "field", _checksums(told["decision"], {})["config"], told["checksums"] if isinstance(told.get("checksums"), dict) else {})
+    _check_sums(
+        file,
+        "field",
+        _checksums(told["decision"], {})["config"],
+        told["checksums"] if isinstance(told.get("checksums"), dict) else {},
+    )
     return told["decision"]
 
 
@@ -510,59 +794,91 @@ def _complete(folder, decision):
     "Config (with the decision's fields), shapes, checksums."
     config, shapes, noted = _described(folder)
     file = Path(decision) if decision is not None else folder / _DECISION
-    if decision is not None or os.path.lexists(file): config |= _decided(file, config, noted)
+    if decision is not None or os.path.lexists(file):
+        config |= _decided(file, config, noted)
     return config, shapes, noted
 
 
 def read_config(
-    folder,          # a folder that `save_model` wrote
-    decision=None,   # a decision's file kept elsewhere; the folder's own, if there is one, if None
-) -> dict:           # the config, and what was decided
+    folder,  # a folder that `save_model` wrote
+    decision=None,  # a decision's file kept elsewhere; the folder's own, if there is one, if None
+) -> dict:  # the config, and what was decided
     "What a model folder says of its model; weights are not read."
     return _complete(Path(folder), decision)[0]
 
 
 def weights_digest(
-    folder,      # a folder that `save_model` wrote
-) -> str:        # 24 hex digits, from the checksums of the tensors: equal weights, equal digits
+    folder,  # a folder that `save_model` wrote
+) -> str:  # 24 hex digits, from the checksums of the tensors: equal weights, equal digits
     "A short name for a model's weights; they are not read."
     return fingerprint(_described(Path(folder))[2]["tensors"])
 
 
 def save_decision(
-    folder,           # a model folder
-    decision: dict,   # "thresholds" (24 numbers), "calibration", "choice", "metrics", and what is worth knowing, JSON only
-    file=None,        # where, if elsewhere: nothing in the model folder is touched then
-) -> Path:            # the file, `decision.json` beside the weights if not elsewhere
+    folder,  # a model folder
+    # "thresholds" (24 numbers), "calibration", "choice", "metrics", and what is worth knowing, JSON
+    # only
+    decision: dict,
+    file=None,  # where, if elsewhere: nothing in the model folder is touched then
+) -> Path:  # the file, `decision.json` beside the weights if not elsewhere
     "Write what is decided about a model beside its weights, which are not touched, and renew its card."
     folder = Path(folder)
     config, _, noted = _described(folder)
     _check_decision(decision, config, "save_decision")
     decision = json.loads(_text(decision, "save_decision: the decision"))
-    text = _text(dict(format=_DECISION_FORMAT, ecgmm=__version__, weights=fingerprint(noted["tensors"]), checksums=_checksums(decision, {})["config"], decision=decision), "save_decision")
+    text = _text(
+        dict(
+            format=_DECISION_FORMAT,
+            ecgmm=__version__,
+            weights=fingerprint(noted["tensors"]),
+            checksums=_checksums(decision, {})["config"],
+            decision=decision,
+        ),
+        "save_decision",
+    )
     if file is not None:
         write_whole(file, text)
         return Path(file)
     file, card, told = folder / _DECISION, folder / _FILES[2], read_marker(folder)
-    if os.path.lexists(file) and (not file.is_file() or _read_json(file).get("format") != _DECISION_FORMAT): raise EcgmmError(f"{file} is there already and was not made by this command: move it away")
-    with Run.reopen(folder, "model") if told else nullcontext():                            # one at a time; half files of killed calls go
+    if os.path.lexists(file) and (
+        not file.is_file() or _read_json(file).get("format") != _DECISION_FORMAT
+    ):
+        raise EcgmmError(f"{file} is there already and was not made by this command: move it away")
+    with (
+        Run.reopen(folder, "model") if told else nullcontext()
+    ):  # one at a time; half files of killed calls go
         write_whole(file, text)
-        if not card.exists() or card.is_file() and _CARD in card.read_text(encoding="utf-8", errors="replace"): write_whole(card, model_card(config | decision))   # a person's own is left alone
+        if (
+            not card.exists()
+            or card.is_file()
+            and _CARD in card.read_text(encoding="utf-8", errors="replace")
+        ):
+            write_whole(card, model_card(config | decision))  # a person's own is left alone
     return file
 
 # %% ../nbs/10_models.ipynb #c4c9a245
 def load_model(
-    folder,          # a folder that `save_model` wrote
-    build=None,      # makes the untrained model from the config: `Backbone.from_config` for a pre-trained encoder; `Classifier.from_config` if None
-    decision=None,   # a decision's file kept elsewhere; the folder's own, if there is one, if None
-):                   # the model, in evaluation mode, and its config with what was decided
+    folder,  # a folder that `save_model` wrote
+    # makes the untrained model from the config: `Backbone.from_config` for a pre-trained encoder;
+    # `Classifier.from_config` if None
+    build=None,
+    decision=None,  # a decision's file kept elsewhere; the folder's own, if there is one, if None
+):  # the model, in evaluation mode, and its config with what was decided
     "Read a model folder; whatever does not fit is an error that names it."
     folder = Path(folder)
     config, shapes, noted = _complete(folder, decision)
-    try: _check_shapes(shapes, config, build, f"load_model: {folder}")                  # before memory is taken
+    try:
+        _check_shapes(shapes, config, build, f"load_model: {folder}")  # before memory is taken
     except EcgmmError as e:
-        if "the tensor 'head." not in str(e) or "pretraining" not in config or any(key.startswith("head.") for key in shapes): raise
-        raise EcgmmError(f"load_model: {folder}: a classifier is needed, this is a pre-trained encoder: fine-tune it first (ecgmm_finetune --pretrained {folder.parent})") from None
+        if (
+            "the tensor 'head." not in str(e)
+            or "pretraining" not in config
+            or any(key.startswith("head.") for key in shapes)
+        ):
+            raise
+        raise EcgmmError(
+            f"load_model: {folder}: a classifier is needed, this is a pre-trained encoder: fine-tune it first (ecgmm_finetune --pretrained {folder.parent})"
+        ) from None
     model = _untrained(config, build)
     places = model.state_dict()
     _check_sums(folder, "tensor", dict.fromkeys(places), dict.fromkeys(noted["tensors"]))
@@ -573,5 +889,6 @@ def load_model(
                 _check_finite(key, tensor, f"load_model: {folder}")
                 _check_sums(folder, "tensor", {key: _crc(tensor)}, {key: noted["tensors"][key]})
                 places[key].copy_(tensor)
-    except (SafetensorError, OSError) as e: raise file_error(folder / _FILES[1], e) from None
+    except (SafetensorError, OSError) as e:
+        raise file_error(folder / _FILES[1], e) from None
     return model.eval(), config

@@ -17,26 +17,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .command import EcgmmError
+from . import EcgmmError
 from .fusion import MODALITIES
 from .pretrain import METHODS
 from .results import study_settings
 from .study import FUSIONS, MODELS
 
 # %% ../nbs/70_plan.ipynb #1dee28f9
-DATABASE = {  # source: records, Hz, and the shortest, usual and longest length, s (usual: an assumption where they differ)
-    "cpsc_2018": (6877, 500, (6, 11, 60)), "cpsc_2018_extra": (3453, 500, (6, 11, 60)), "st_petersburg_incart": (74, 257, (1800, 1800, 1800)),
-    "ptb": (516, 1000, (30, 100, 120)), "ptb-xl": (21837, 500, (10, 10, 10)), "georgia": (10344, 500, (10, 10, 10))}
+# source: records, Hz, and the shortest, usual and longest length, s (usual: an assumption where
+# they differ)
+DATABASE = {
+    "cpsc_2018": (6877, 500, (6, 11, 60)),
+    "cpsc_2018_extra": (3453, 500, (6, 11, 60)),
+    "st_petersburg_incart": (74, 257, (1800, 1800, 1800)),
+    "ptb": (516, 1000, (30, 100, 120)),
+    "ptb-xl": (21837, 500, (10, 10, 10)),
+    "georgia": (10344, 500, (10, 10, 10)),
+}
 
 
 def database(
-    n: int = None,     # records; all 43,101 if None; fewer keep the shares of the sources
-    seed: int = 0,     # of the lengths
-) -> pd.DataFrame:     # a row per record: source, fs (Hz), seconds, length (samples at 100 Hz), windows (of 2.5 s, half overlapping)
+    n: int = None,  # records; all 43,101 if None; fewer keep the shares of the sources
+    seed: int = 0,  # of the lengths
+) -> pd.DataFrame:  # a row per record: source, fs (Hz), seconds, length (samples at 100 Hz), windows (of 2.5 s, half overlapping)
     "The Challenge's recordings as sizes."
     rng, rows = np.random.default_rng(seed), []
     total = sum(k for k, _, _ in DATABASE.values())
-    if n is not None and not 1 <= n <= total: raise EcgmmError(f"database: 1 to {total} records are needed, got {n}")
+    if n is not None and not 1 <= n <= total:
+        raise EcgmmError(f"database: 1 to {total} records are needed, got {n}")
     whose = np.repeat(list(DATABASE), [k for k, _, _ in DATABASE.values()])
     for source in whose[np.linspace(0, total - 1, n or total).astype(int)]:
         _, fs, (low, usual, high) = DATABASE[source]
@@ -54,14 +62,18 @@ class _Count(TorchDispatchMode):
         super().__init__()
         self.calls = self.moved = self.now = self.peak = 0
 
-    def _freed(self, n): self.now -= n
+    def _freed(self, n):
+        self.now -= n
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given, made = ([t for t in tree_leaves(v) if isinstance(t, torch.Tensor)] for v in ((args, kwargs), out))
+        given, made = (
+            [t for t in tree_leaves(v) if isinstance(t, torch.Tensor)]
+            for v in ((args, kwargs), out)
+        )
         held = {id(t.untyped_storage()) for t in given}
         fresh = {id(s): s for s in (t.untyped_storage() for t in made) if id(s) not in held}
-        if fresh or func._schema.is_mutable:                             # what is neither is a view, and free
+        if fresh or func._schema.is_mutable:  # what is neither is a view, and free
             self.calls += 1
             self.moved += sum(t.numel() * t.element_size() for t in given + made)
         for s in fresh.values():
@@ -74,77 +86,170 @@ class _Count(TorchDispatchMode):
 def _step(method, batch, optimizer, rng, precision="no"):
     "A training step as in `fit`; without an optimiser a look at the batch."
     if optimizer is None:
-        with torch.no_grad(): return method(batch["x"])
-    with torch.autocast(batch["x"].device.type, torch.bfloat16, enabled=precision == "bf16"): loss, _ = method.loss(batch, rng)
+        with torch.no_grad():
+            return method(batch["x"])
+    with torch.autocast(batch["x"].device.type, torch.bfloat16, enabled=precision == "bf16"):
+        loss, _ = method.loss(batch, rng)
     loss.float().backward()
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    if hasattr(method, "after_step"): method.after_step(0, 2)
+    if hasattr(method, "after_step"):
+        method.after_step(0, 2)
 
 
 def _saved(method):
     "A dict that fills with the bytes of each block of memory saved for the way back, the method's own tensors aside; and the hooks that fill it."
-    saved, own = {}, {t.untyped_storage().data_ptr() for t in [*method.parameters(), *method.buffers()]}
+    saved, own = (
+        {},
+        {t.untyped_storage().data_ptr() for t in [*method.parameters(), *method.buffers()]},
+    )
+
     def keep(t):
         s = t.untyped_storage()
-        if s.data_ptr() not in own: saved[s.data_ptr()] = s.nbytes()
+        if s.data_ptr() not in own:
+            saved[s.data_ptr()] = s.nbytes()
         return t
+
     return saved, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
 
 # %% ../nbs/70_plan.ipynb #6965010e
 def step_cost(
-    method: nn.Module,      # has `loss(batch, rng)`, as for `fit`; its weights change
-    batch: dict,            # "x": (B, 12, T) or (B, W, 12, T) mV; "y": (B, 24) where the loss needs it
-    train: bool = True,     # False: the forward pass alone, in evaluation mode
+    method: nn.Module,  # has `loss(batch, rng)`, as for `fit`; its weights change
+    batch: dict,  # "x": (B, 12, T) or (B, W, 12, T) mV; "y": (B, 24) where the loss needs it
+    train: bool = True,  # False: the forward pass alone, in evaluation mode
     precision: str = "no",  # of the training step: "no" (float32) or "bf16", as for `fit`
-) -> dict:                  # records (B), flops, calls, moved_bytes, saved_bytes, peak_bytes, parameters (trained ones), state_bytes (weights, buffers, AdamW's moments), seconds (CPU time)
+) -> dict:  # records (B), flops, calls, moved_bytes, saved_bytes, peak_bytes, parameters (trained ones), state_bytes (weights, buffers, AdamW's moments), seconds (CPU time)
     "What a step asks for, counted in one step and timed in others."
     x, trained = batch["x"], [p for p in method.parameters() if p.requires_grad]
-    if x.ndim not in (3, 4) or len(x) < 4: raise EcgmmError(f"step_cost: at least four records (B, 12, T) or (B, W, 12, T) are needed, got {tuple(x.shape)}")
-    if precision not in ("no", "bf16"): raise EcgmmError(f"step_cost: a precision 'no' or 'bf16' is needed, got {precision!r}")
-    if train and not trained: raise EcgmmError("step_cost: the method has no parameter that asks for a gradient")
+    if x.ndim not in (3, 4) or len(x) < 4:
+        raise EcgmmError(
+            f"step_cost: at least four records (B, 12, T) or (B, W, 12, T) are needed, got {tuple(x.shape)}"
+        )
+    if precision not in ("no", "bf16"):
+        raise EcgmmError(f"step_cost: a precision 'no' or 'bf16' is needed, got {precision!r}")
+    if train and not trained:
+        raise EcgmmError("step_cost: the method has no parameter that asks for a gradient")
     rng, (saved, hooks) = torch.Generator(x.device).manual_seed(0), _saved(method)
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, foreach=True) if train else None    # foreach: what a GPU takes
+    optimizer = (
+        torch.optim.AdamW(trained, lr=1e-5, foreach=True) if train else None
+    )  # foreach: what a GPU takes
     method.train(train)
-    _step(method, {k: v[:4] for k, v in batch.items()}, optimizer, rng, precision)      # AdamW makes its moments
-    with FlopCounterMode(display=False) as flops, _Count() as count, hooks: _step(method, batch, optimizer, rng, precision)
+    _step(
+        method, {k: v[:4] for k, v in batch.items()}, optimizer, rng, precision
+    )  # AdamW makes its moments
+    with FlopCounterMode(display=False) as flops, _Count() as count, hooks:
+        _step(method, batch, optimizer, rng, precision)
     seconds = []
-    while not seconds or (len(seconds) < 2 and seconds[0] < 0.25):                       # a short step twice: other work on the machine only delays, so the faster counts
+    while not seconds or (
+        len(seconds) < 2 and seconds[0] < 0.25
+    ):  # a short step twice: other work on the machine only delays, so the faster counts
         start = time.process_time()
         _step(method, batch, optimizer, rng, precision)
         seconds.append(time.process_time() - start)
-    n, weights = sum(p.numel() for p in trained), sum(t.nbytes for t in [*method.parameters(), *method.buffers()])
-    return dict(records=len(x), flops=flops.get_total_flops(), calls=count.calls, moved_bytes=count.moved, saved_bytes=sum(saved.values()), peak_bytes=count.peak,
-                parameters=n, state_bytes=weights + (8 * n if train else 0), seconds=min(seconds))
+    n, weights = (
+        sum(p.numel() for p in trained),
+        sum(t.nbytes for t in [*method.parameters(), *method.buffers()]),
+    )
+    return dict(
+        records=len(x),
+        flops=flops.get_total_flops(),
+        calls=count.calls,
+        moved_bytes=count.moved,
+        saved_bytes=sum(saved.values()),
+        peak_bytes=count.peak,
+        parameters=n,
+        state_bytes=weights + (8 * n if train else 0),
+        seconds=min(seconds),
+    )
 
 # %% ../nbs/70_plan.ipynb #2bef1856
 def scaled(
-    small: dict,       # of `step_cost`
-    large: dict,       # of the same step with more windows
-    batch: int,        # windows
-) -> dict:             # the same figures at that batch
+    small: dict,  # of `step_cost`
+    large: dict,  # of the same step with more windows
+    batch: int,  # windows
+) -> dict:  # the same figures at that batch
     "The line through two measured batches."
-    if not small["records"] < large["records"]: raise EcgmmError(f"scaled: a small and a larger batch are needed, got {small['records']} and {large['records']}")
+    if not small["records"] < large["records"]:
+        raise EcgmmError(
+            f"scaled: a small and a larger batch are needed, got {small['records']} and {large['records']}"
+        )
     slope = {k: (large[k] - small[k]) / (large["records"] - small["records"]) for k in small}
     return {k: max(small[k] + slope[k] * (batch - small["records"]), 0) for k in small}
 
 # %% ../nbs/70_plan.ipynb #c8deb6b2
-PAPER = [  # the released code's settings; share: of the recordings that are trained on; batch: windows (pre-training: recordings); kept: copies of the weights beside the checkpoint
-    *(dict(stage=f"pre-train {m.removesuffix('-paper')}", model=m, runs=1, share=1.0, epochs=e, batch=b, per_record=1, looked=0, kept=1)
-      for m, e, b in (("dino-signal-paper", 301, 196), ("dino-spectrogram-paper", 301, 256), ("simclr-signal", 1000, 1024), ("byol-signal", 400, 1024))),
-    *(dict(stage=f"fine-tune {m}", model=m, runs=20, share=0.9, epochs=e, batch=b, per_record=5, looked=e / 10, kept=4)
-      for m, e, b in (("signal", 100, 640), ("spectrogram", 200, 1280), ("concat", 100, 640), ("gate", 100, 640))),
-    dict(stage="fine-tune signal, fold 8", model="signal", runs=2, share=0.9, epochs=80, batch=1280, per_record=5, looked=8, kept=4),   # after SimCLR and after BYOL
-    dict(stage="thresholds", model="thresholds", runs=82, share=0.1, epochs=1, batch=None, per_record=1, looked=0, kept=0)]
+# the released code's settings; share: of the recordings that are trained on; batch: windows (pre-
+# training: recordings); kept: copies of the weights beside the checkpoint
+PAPER = [
+    *(
+        dict(
+            stage=f"pre-train {m.removesuffix('-paper')}",
+            model=m,
+            runs=1,
+            share=1.0,
+            epochs=e,
+            batch=b,
+            windows_per_recording=1,
+            looked=0,
+            kept=1,
+        )
+        for m, e, b in (
+            ("dino-signal-paper", 301, 196),
+            ("dino-spectrogram-paper", 301, 256),
+            ("simclr-signal", 1000, 1024),
+            ("byol-signal", 400, 1024),
+        )
+    ),
+    *(
+        dict(
+            stage=f"fine-tune {m}",
+            model=m,
+            runs=20,
+            share=0.9,
+            epochs=e,
+            batch=b,
+            windows_per_recording=5,
+            looked=e / 10,
+            kept=4,
+        )
+        for m, e, b in (
+            ("signal", 100, 640),
+            ("spectrogram", 200, 1280),
+            ("concat", 100, 640),
+            ("gate", 100, 640),
+        )
+    ),
+    dict(
+        stage="fine-tune signal, fold 8",
+        model="signal",
+        runs=2,
+        share=0.9,
+        epochs=80,
+        batch=1280,
+        windows_per_recording=5,
+        looked=8,
+        kept=4,
+    ),  # after SimCLR and after BYOL
+    dict(
+        stage="thresholds",
+        model="thresholds",
+        runs=82,
+        share=0.1,
+        epochs=1,
+        batch=None,
+        windows_per_recording=1,
+        looked=0,
+        kept=0,
+    ),
+]
 
 
 def study_stages(
-    settings: dict = None,      # as `study` takes them; those of `study_settings("paper")` if None
-    models=MODELS,              # as for `study`
-    arms=("scratch", "dino"),   # as for `study`
-    n: int = 10,                # test folds times seeds; a tenth is tune and a tenth test
-) -> list:                      # the stages of `study` in the form of `PAPER`; "-bf16" ends the model's name where it is trained so
+    settings: dict = None,  # as `study` takes them; those of `study_settings("paper")` if None
+    models=MODELS,  # as for `study`
+    arms=("scratch", "dino"),  # as for `study`
+    n: int = 10,  # test folds times seeds; a tenth is tune and a tenth test
+) -> list:  # the stages of `study` in the form of `PAPER`; "-bf16" ends the model's name where it is trained so
     "What a study will do; `average` trains nothing."
     settings, methods = settings or study_settings("paper"), [a for a in arms if a in METHODS]
     fused, rows = [m for m in FUSIONS if m in models], []
@@ -152,55 +257,127 @@ def study_stages(
     named = lambda name, told: name + "-bf16" * (told.get("precision") == "bf16")
     for method, m in ((method, m) for method in methods for m in (MODALITIES if fused else single)):
         told = settings[m]["pretrain"] | settings[m].get(method, {})
-        rows.append(dict(stage=f"pre-train {method}-{m}", model=named(f"{method}-{m}", told), runs=n, share=0.8, epochs=told["epochs"], batch=told["batch_size"], per_record=told.get("per_record", 1), looked=0, kept=1))
+        rows.append(
+            dict(
+                stage=f"pre-train {method}-{m}",
+                model=named(f"{method}-{m}", told),
+                runs=n,
+                share=0.8,
+                epochs=told["epochs"],
+                batch=told["batch_size"],
+                windows_per_recording=told.get("windows_per_recording", 1),
+                looked=0,
+                kept=1,
+            )
+        )
     for m in (*single, *fused):
         told = settings["fusion" if m in fused else m]["finetune"]
-        kept = 4 + 3 * len(methods) / len(arms) * (told["freeze_epochs"] > 0)                  # two model folders, two best epochs; where an encoder stands still first, a checkpoint of that with two more
-        rows.append(dict(stage=f"fine-tune {m}", model=named(m, told), runs=n * len(arms), share=0.8, epochs=told["epochs"], batch=told["batch_size"], per_record=told.get("per_record", 5),
-                         looked=0.2 * (told["epochs"] + 2), kept=kept))                        # tune and test after each epoch, and with the weights of either best epoch
-    return [*rows, dict(stage="judge", model="judge", runs=n * len(arms) * len(models), share=0.1, epochs=1, batch=None, per_record=1, looked=0, kept=0)]
+        kept = (
+            4 + 3 * len(methods) / len(arms) * (told["freeze_epochs"] > 0)
+        )  # two model folders, two best epochs; where an encoder stands still first, a checkpoint of that with two more
+        rows.append(
+            dict(
+                stage=f"fine-tune {m}",
+                model=named(m, told),
+                runs=n * len(arms),
+                share=0.8,
+                epochs=told["epochs"],
+                batch=told["batch_size"],
+                windows_per_recording=told.get("windows_per_recording", 5),
+                looked=0.2 * (told["epochs"] + 2),
+                kept=kept,
+            )
+        )  # tune and test after each epoch, and with the weights of either best epoch
+    return [
+        *rows,
+        dict(
+            stage="judge",
+            model="judge",
+            runs=n * len(arms) * len(models),
+            share=0.1,
+            epochs=1,
+            batch=None,
+            windows_per_recording=1,
+            looked=0,
+            kept=0,
+        ),
+    ]
 
 # %% ../nbs/70_plan.ipynb #9bbbf78a
 def stages(
-    n_records: int,                  # of the database
-    settings: list,                  # such as `PAPER`, or of `study_stages`
-    windows_each: float = 7.0,       # windows of a recording that a look takes, on average; 7 for 10 s
-) -> pd.DataFrame:                   # a row per stage: stage, model, runs, epochs, batch, steps and looked (windows) of one run, kept
+    n_records: int,  # of the database
+    settings: list,  # such as `PAPER`, or of `study_stages`
+    windows_each: float = 7.0,  # windows of a recording that a look takes, on average; 7 for 10 s
+) -> pd.DataFrame:  # a row per stage: stage, model, runs, epochs, batch, steps and looked (windows) of one run, kept
     "Steps of every stage; an incomplete last batch is left out, as in `Batches`."
     rows = []
     for s in settings:
-        n = round(s["share"] * n_records) * s["per_record"]
+        n = round(s["share"] * n_records) * s["windows_per_recording"]
         batch = s["batch"] or n
-        rows.append({k: s[k] for k in ("stage", "model", "runs", "epochs")} | dict(batch=batch, steps=s["epochs"] * max(n // batch, 1), looked=round(s["looked"] * n_records * windows_each), kept=s["kept"]))
+        rows.append(
+            {k: s[k] for k in ("stage", "model", "runs", "epochs")}
+            | dict(
+                batch=batch,
+                steps=s["epochs"] * max(n // batch, 1),
+                looked=round(s["looked"] * n_records * windows_each),
+                kept=s["kept"],
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/70_plan.ipynb #50348191
 def plan(
-    costs: dict,                  # model -> {"step": (small, large)} and where it is looked at {"look": (small, large)}, each of `step_cost`
-    stages: pd.DataFrame,         # of the function of that name
-    gpu_tflops: float,            # the card's peak in float32, 10^12 FLOPs a second, from its data sheet
-    utilisation: float,           # share of the peaks that is reached, above 0 to 1: an assumption
-    gpu_gbs: float,               # the card's memory bandwidth, GB/s, from its data sheet
-    call_us: float = 10.0,        # to start an operation, µs: an assumption
-    samples_bytes: int = 0,       # that stay on the card
-    margin: float = 1.6,          # on `saved_bytes`, for temporary results
-    context_gib: float = 1.0,     # driver and workspaces: a guess
-) -> pd.DataFrame:                # a row per stage, all runs together: steps, pflop, cpu_hours (one thread), gpu_hours (estimate), bound (what it waits for), gpu_gib, disk_gib; run_hours: one run on the card
+    # model -> {"step": (small, large)} and where it is looked at {"look": (small, large)}, each of
+    # `step_cost`
+    costs: dict,
+    stages: pd.DataFrame,  # of the function of that name
+    gpu_tflops: float,  # the card's peak in float32, 10^12 FLOPs a second, from its data sheet
+    utilisation: float,  # share of the peaks that is reached, above 0 to 1: an assumption
+    gpu_gbs: float,  # the card's memory bandwidth, GB/s, from its data sheet
+    call_us: float = 10.0,  # to start an operation, µs: an assumption
+    samples_bytes: int = 0,  # that stay on the card
+    margin: float = 1.6,  # on `saved_bytes`, for temporary results
+    context_gib: float = 1.0,  # driver and workspaces: a guess
+) -> pd.DataFrame:  # a row per stage, all runs together: steps, pflop, cpu_hours (one thread), gpu_hours (estimate), bound (what it waits for), gpu_gib, disk_gib; run_hours: one run on the card
     "Hours, memory and disk of every stage."
-    if not 0 < utilisation <= 1: raise EcgmmError(f"plan: a utilisation above 0 and at most 1 is needed, got {utilisation}")
-    waits = lambda c: dict(flops=c["flops"] / (gpu_tflops * 1e12 * utilisation), bandwidth=c["moved_bytes"] / (gpu_gbs * 1e9 * utilisation), calls=c["calls"] * call_us * 1e-6)
+    if not 0 < utilisation <= 1:
+        raise EcgmmError(f"plan: a utilisation above 0 and at most 1 is needed, got {utilisation}")
+    waits = lambda c: dict(
+        flops=c["flops"] / (gpu_tflops * 1e12 * utilisation),
+        bandwidth=c["moved_bytes"] / (gpu_gbs * 1e9 * utilisation),
+        calls=c["calls"] * call_us * 1e-6,
+    )
     rows = []
     for s in stages.itertuples():
-        if s.model not in costs: raise EcgmmError(f"plan: costs of {s.model!r} are needed, got {', '.join(costs)}")
+        if s.model not in costs:
+            raise EcgmmError(f"plan: costs of {s.model!r} are needed, got {', '.join(costs)}")
         step = scaled(*costs[s.model]["step"], s.batch)
         look = scaled(*costs[s.model]["look"], 512) if s.looked else dict.fromkeys(step, 0)
         times = {"step": (s.steps, step), "look": (s.looked / 512, look)}
         cpu = sum(n * c["seconds"] for n, c in times.values())
-        gpu = sum(n * max(waits(c).values()) for n, c in times.values()) if step["flops"] else cpu           # no FLOPs: it runs on the CPU anyway
+        gpu = (
+            sum(n * max(waits(c).values()) for n, c in times.values()) if step["flops"] else cpu
+        )  # no FLOPs: it runs on the CPU anyway
         main = max(times.values(), key=lambda v: v[0] * max(waits(v[1]).values()))[1]
-        memory = step["state_bytes"] + 4 * step["parameters"] + margin * step["saved_bytes"] + samples_bytes
+        memory = (
+            step["state_bytes"]
+            + 4 * step["parameters"]
+            + margin * step["saved_bytes"]
+            + samples_bytes
+        )
         weights = step["state_bytes"] - 8 * step["parameters"]
-        rows.append(dict(stage=s.stage, runs=s.runs, steps=s.steps * s.runs, pflop=s.runs * sum(n * c["flops"] for n, c in times.values()) / 1e15, cpu_hours=s.runs * cpu / 3600, gpu_hours=s.runs * gpu / 3600,
-                         run_hours=gpu / 3600, bound=max(waits(main), key=waits(main).get) if main["flops"] else "CPU", gpu_gib=memory / 2**30 + context_gib if step["flops"] else 0.0,
-                         disk_gib=s.runs * (step["state_bytes"] + s.kept * weights) * (s.kept > 0) / 2**30))
+        rows.append(
+            dict(
+                stage=s.stage,
+                runs=s.runs,
+                steps=s.steps * s.runs,
+                pflop=s.runs * sum(n * c["flops"] for n, c in times.values()) / 1e15,
+                cpu_hours=s.runs * cpu / 3600,
+                gpu_hours=s.runs * gpu / 3600,
+                run_hours=gpu / 3600,
+                bound=max(waits(main), key=waits(main).get) if main["flops"] else "CPU",
+                gpu_gib=memory / 2**30 + context_gib if step["flops"] else 0.0,
+                disk_gib=s.runs * (step["state_bytes"] + s.kept * weights) * (s.kept > 0) / 2**30,
+            )
+        )
     return pd.DataFrame(rows).set_index("stage")

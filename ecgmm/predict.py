@@ -33,72 +33,123 @@ import torch
 import wfdb
 from matplotlib import pyplot as plt
 
-from .command import EcgmmError, command, listed, progress
-from .data import ABBREVIATIONS, CLASSES, FS, LEADS, Record, plot_ecg, read_record, standard_leads
+from . import EcgmmError
+from .settings import command, listed
+from .runs import progress
+from ecgmm.data import (
+    ABBREVIATIONS,
+    CLASSES,
+    FS,
+    LEADS,
+    Recording,
+    plot_ecg,
+    read_recording,
+    standard_leads,
+)
 from .fusion import load_classifier
 from .models import _checksums
 from .runs import Run, file_error, fingerprint, read_marker
-from .store import find_records, prepare_samples
+from .store import find_recordings, prepare_samples
 from .thresholds import decide
 from .windows import choose_device
 
 # %% ../nbs/52_predict.ipynb #bb84d290
-_UNITS = {"uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}   # unit, in lower case -> mV
-_SMALLEST, _LARGEST = 0.05, 20.0                                     # mV: no lead that moves more, or more than 1 % of all samples beyond
+_UNITS = {"uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}  # unit, in lower case -> mV
+_SMALLEST, _LARGEST = (
+    0.05,
+    20.0,
+)  # mV: no lead that moves more, or more than 1 % of all samples beyond
 
 
 def check_voltage(
-    x: np.ndarray,   # (L, T) mV, NaN where a sample is missing
-    unit=None,       # "mV", "uV" or "V" in which a person gave them; None: a file's header has said so
-):                   # nothing; `ValueError` says which unit it probably is
+    x: np.ndarray,  # (L, T) mV, NaN where a sample is missing
+    unit=None,  # "mV", "uV" or "V" in which a person gave them; None: a file's header has said so
+):  # nothing; `ValueError` says which unit it probably is
     "Refuse values that cannot be millivolts at the skin."
-    moves = float(np.fmax.reduce(np.fmax.reduce(x, axis=1) - np.fmin.reduce(x, axis=1)))   # peak to peak, in the lead that moves most; these pass over NaN
+    moves = float(
+        np.fmax.reduce(np.fmax.reduce(x, axis=1) - np.fmin.reduce(x, axis=1))
+    )  # peak to peak, in the lead that moves most; these pass over NaN
     large = (np.abs(x) > _LARGEST).mean() > 0.01
-    if not large and not 0 < moves < _SMALLEST: return
-    said = f"values up to {np.fmax.reduce(np.abs(x), axis=None):.4g} mV" if large else f"no lead moves by more than {moves:.2g} mV"
-    likely = [u for u in ("uV", "mV", "V") if 0.3 <= moves / _UNITS[(unit or "mV").lower()] * _UNITS[u.lower()] <= _LARGEST]
-    if unit is None: raise EcgmmError(f"{said}: the unit or the gain in the header is wrong" + (f" (as if {likely[0]} were called mV)" if likely else ""))
-    raise EcgmmError(f'{said}: the unit is probably {likely[0]}, not {unit}: give unit="{likely[0]}"' if likely else f"{said}: {unit} cannot be the unit")
+    if not large and not 0 < moves < _SMALLEST:
+        return
+    said = (
+        f"values up to {np.fmax.reduce(np.abs(x), axis=None):.4g} mV"
+        if large
+        else f"no lead moves by more than {moves:.2g} mV"
+    )
+    likely = [
+        u
+        for u in ("uV", "mV", "V")
+        if 0.3 <= moves / _UNITS[(unit or "mV").lower()] * _UNITS[u.lower()] <= _LARGEST
+    ]
+    if unit is None:
+        raise EcgmmError(
+            f"{said}: the unit or the gain in the header is wrong"
+            + (f" (as if {likely[0]} were called mV)" if likely else "")
+        )
+    raise EcgmmError(
+        f'{said}: the unit is probably {likely[0]}, not {unit}: give unit="{likely[0]}"'
+        if likely
+        else f"{said}: {unit} cannot be the unit"
+    )
 
 # %% ../nbs/52_predict.ipynb #384b8cd7
 def check_array(
-    x,              # (len(leads), T) numbers, NaN where a sample is missing
-    fs,             # their rate, Hz
-    leads=LEADS,    # the rows' names, in any order and case
-    unit="mV",      # "mV", "uV" or "V"
-) -> np.ndarray:    # (len(leads), T) float32 mV
+    x,  # (len(leads), T) numbers, NaN where a sample is missing
+    fs,  # their rate, Hz
+    leads=LEADS,  # the rows' names, in any order and case
+    unit="mV",  # "mV", "uV" or "V"
+) -> np.ndarray:  # (len(leads), T) float32 mV
     "A person's array, if it is one; `ValueError` says what is wrong with it."
     x, leads = np.asarray(x), [leads] if isinstance(leads, str) else list(leads)
-    if x.dtype.kind not in "iuf": raise EcgmmError(f"real numbers are needed, got {x.dtype}")
-    if x.ndim != 2: raise EcgmmError(f"one recording of {len(leads)} leads, ({len(leads)}, T), is needed, got the shape {x.shape}")
-    if len(x) != len(leads) and x.shape[1] == len(leads): raise EcgmmError(f"a row per lead, ({len(leads)}, T), is needed, got {x.shape}: pass x.T")
-    if len(x) != len(leads): raise EcgmmError(f"a row for each of the {len(leads)} leads is needed, got {x.shape}")
-    if x.shape[1] == 0: raise EcgmmError("the recording has no samples")
-    if fs is None or isinstance(fs, (str, bool)) or not 1 <= fs <= 100_000: raise EcgmmError(f"a sampling rate fs from 1 to 100,000 Hz is needed, got {fs!r}")
-    if str(unit).lower() not in _UNITS: raise EcgmmError(f"the unit mV, uV or V is needed, got {unit!r}")
-    with np.errstate(over="ignore"): x = x.astype(np.float32) * np.float32(_UNITS[unit.lower()])
-    if np.isinf(x).any(): raise EcgmmError(f"finite numbers are needed (NaN where a sample is missing), row {np.isinf(x).any(axis=1).argmax()} has infinite ones")
+    if x.dtype.kind not in "iuf":
+        raise EcgmmError(f"real numbers are needed, got {x.dtype}")
+    if x.ndim != 2:
+        raise EcgmmError(
+            f"one recording of {len(leads)} leads, ({len(leads)}, T), is needed, got the shape {x.shape}"
+        )
+    if len(x) != len(leads) and x.shape[1] == len(leads):
+        raise EcgmmError(f"a row per lead, ({len(leads)}, T), is needed, got {x.shape}: pass x.T")
+    if len(x) != len(leads):
+        raise EcgmmError(f"a row for each of the {len(leads)} leads is needed, got {x.shape}")
+    if x.shape[1] == 0:
+        raise EcgmmError("the recording has no samples")
+    if fs is None or isinstance(fs, (str, bool)) or not 1 <= fs <= 100_000:
+        raise EcgmmError(f"a sampling rate fs from 1 to 100,000 Hz is needed, got {fs!r}")
+    if str(unit).lower() not in _UNITS:
+        raise EcgmmError(f"the unit mV, uV or V is needed, got {unit!r}")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32) * np.float32(_UNITS[unit.lower()])
+    if np.isinf(x).any():
+        raise EcgmmError(
+            f"finite numbers are needed (NaN where a sample is missing), row {np.isinf(x).any(axis=1).argmax()} has infinite ones"
+        )
     return x
 
 # %% ../nbs/52_predict.ipynb #6f36ea1b
 def _absent(e):
     "The leads that an error says are missing; an error about something else is raised on."
     found = re.search(r"\bleads? ([\w, ]+) missing$", str(e))
-    if not found: raise e
+    if not found:
+        raise e
     return found[1].split(", ")
 
 
 def _twelve(read, raw, tolerate):
     "A record of twelve leads and what had to be done for it. `read(derive)` gives the record, `raw()` the leads that are there: x, their names, the rate."
-    try: return read(False), []
-    except ValueError as e: absent = _absent(e)
-    try: record, lost = read(True), []
+    try:
+        return read(False), []
+    except ValueError as e:
+        absent = _absent(e)
+    try:
+        record, lost = read(True), []
     except ValueError as e:
         lost = _absent(e)
-        if "missing" not in tolerate: raise EcgmmError(f"{e}; with 'missing' tolerated it is judged as if flat") from None
+        if "missing" not in tolerate:
+            raise EcgmmError(f"{e}; with 'missing' tolerated it is judged as if flat") from None
         x, names, fs = raw()
         x = np.concatenate([x, np.full((len(lost), x.shape[1]), np.nan, np.float32)])
-        record = Record("", standard_leads(x, [*names, *lost], derive=True), fs)
+        record = Recording("", standard_leads(x, [*names, *lost], derive=True), fs)
     derived = [lead for lead in absent if lead not in lost]
     return record, [f"{', '.join(derived)} computed from two limb leads"] * bool(derived)
 
@@ -106,22 +157,38 @@ def _twelve(read, raw, tolerate):
 def _header(path):
     "The header of a record, of which one file or the name is given."
     path = Path(path)
-    return path.with_suffix(".hea") if path.suffix in (".mat", ".dat") else path if path.suffix == ".hea" else path.with_name(path.name + ".hea")
+    return (
+        path.with_suffix(".hea")
+        if path.suffix in (".mat", ".dat")
+        else path
+        if path.suffix == ".hea"
+        else path.with_name(path.name + ".hea")
+    )
 
 
 def _read_file(path, tolerate):
     "A WFDB record."
-    def raw():                                                               # `read_record` has found everything but the leads to be in order
+
+    def raw():  # `read_recording` has found everything but the leads to be in order
         r = wfdb.rdrecord(str(path.with_suffix("")))
-        return (r.p_signal.T * [[_UNITS[u.lower()]] for u in r.units]).astype(np.float32), r.sig_name, r.fs
+        return (
+            (r.p_signal.T * [[_UNITS[u.lower()]] for u in r.units]).astype(np.float32),
+            r.sig_name,
+            r.fs,
+        )
+
     path = _header(path)
-    return _twelve(partial(read_record, path), raw, tolerate)
+    return _twelve(partial(read_recording, path), raw, tolerate)
 
 
 def _read_array(x, fs, leads, unit, tolerate):
     "Rows of an array."
     x = check_array(x, fs, leads, unit)
-    return _twelve(lambda derive: Record("", standard_leads(x, leads, derive), fs), lambda: (x, leads, fs), tolerate)
+    return _twelve(
+        lambda derive: Recording("", standard_leads(x, leads, derive), fs),
+        lambda: (x, leads, fs),
+        tolerate,
+    )
 
 # %% ../nbs/52_predict.ipynb #e39bb1c6
 TOLERABLE = ("flat", "short", "missing", "gaps")
@@ -129,46 +196,81 @@ TOLERABLE = ("flat", "short", "missing", "gaps")
 
 def _read_npy(path):
     "The array of an .npy file; one that lies about its size takes no memory."
-    try: return np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as e: raise file_error(path, e) from e
-    except (ValueError, EOFError) as e: raise EcgmmError(f"{path}: not an array that numpy can read: {e}") from e
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as e:
+        raise file_error(path, e) from e
+    except (ValueError, EOFError) as e:
+        raise EcgmmError(f"{path}: not an array that numpy can read: {e}") from e
 
 
 def load_recording(
-    recording,        # path of a WFDB header (or of its signal file, or an .npy file), a `Record`, or an array (len(leads), T)
-    config: dict,     # the model's: "preprocessing" and "window"
-    fs=None,          # of an array: its rate, Hz
-    leads=LEADS,      # of an array: its rows' names
-    unit="mV",        # of an array: "mV", "uV" or "V"
-    tolerate=(),      # which of `TOLERABLE` may pass, with a note
-) -> tuple:           # (T, 12) int16 µV at 100 Hz, seconds, notes (list of text)
+    # path of a WFDB header (or of its signal file, or an .npy file), a `Recording`, or an array
+    # (len(leads), T)
+    recording,
+    config: dict,  # the model's: "preprocessing" and "window"
+    fs=None,  # of an array: its rate, Hz
+    leads=LEADS,  # of an array: its rows' names
+    unit="mV",  # of an array: "mV", "uV" or "V"
+    tolerate=(),  # which of `TOLERABLE` may pass, with a note
+) -> tuple:  # (T, 12) int16 µV at 100 Hz, seconds, notes (list of text)
     "One recording, prepared exactly as the training recordings were; `ValueError` says why it cannot be judged."
-    if isinstance(recording, Record): recording, fs, leads, unit = recording.x, recording.fs, LEADS, "mV"
-    elif isinstance(recording, (str, Path)) and Path(recording).suffix == ".npy": recording = _read_npy(recording)
+    if isinstance(recording, Recording):
+        recording, fs, leads, unit = recording.x, recording.fs, LEADS, "mV"
+    elif isinstance(recording, (str, Path)) and Path(recording).suffix == ".npy":
+        recording = _read_npy(recording)
     file = isinstance(recording, (str, Path))
-    r, notes = _read_file(recording, tolerate) if file else _read_array(recording, fs, leads, unit, tolerate)
+    r, notes = (
+        _read_file(recording, tolerate)
+        if file
+        else _read_array(recording, fs, leads, unit, tolerate)
+    )
     gone, fs = np.isnan(r.x).all(axis=1), r.fs
-    if gone.all(): raise EcgmmError("every sample of every lead is missing")
-    if gone.any():                                                              # a lead without any sample is as good as not there: it may follow from others
+    if gone.all():
+        raise EcgmmError("every sample of every lead is missing")
+    if gone.any():  # a lead without any sample is as good as not there: it may follow from others
         x, names = r.x[~gone], np.array(LEADS)[~gone]
-        r, more = _twelve(lambda derive: Record("", standard_leads(x, names, derive), fs), lambda: (x, names, fs), tolerate)
+        r, more = _twelve(
+            lambda derive: Recording("", standard_leads(x, names, derive), fs),
+            lambda: (x, names, fs),
+            tolerate,
+        )
         gone, notes = np.isnan(r.x).all(axis=1), notes + more
     check_voltage(r.x, None if file else unit)
     x = np.where(gone[:, None], np.float32(0), r.x) if gone.any() else r.x
-    samples, facts = prepare_samples(x, fs, config["preprocessing"]["denoise"], 1.0 if "gaps" in tolerate else config["preprocessing"]["max_missing"])
+    samples, facts = prepare_samples(
+        x,
+        fs,
+        config["preprocessing"]["denoise"],
+        1.0 if "gaps" in tolerate else config["preprocessing"]["max_missing"],
+    )
     flat = np.isin(LEADS, facts["flat"].split()) & ~gone
-    if flat.any() and "flat" not in tolerate: raise EcgmmError(f"{_names(flat)} flat: an electrode is off (with 'flat' tolerated it is judged as it is)")
+    if flat.any() and "flat" not in tolerate:
+        raise EcgmmError(
+            f"{_names(flat)} flat: an electrode is off (with 'flat' tolerated it is judged as it is)"
+        )
     short = len(samples) < config["window"]
-    if short and "short" not in tolerate: raise EcgmmError(f"{facts['seconds']:g} s long, at least {config['window'] / FS:g} s are needed (with 'short' tolerated it is filled up with zeros)")
+    if short and "short" not in tolerate:
+        raise EcgmmError(
+            f"{facts['seconds']:g} s long, at least {config['window'] / FS:g} s are needed (with 'short' tolerated it is filled up with zeros)"
+        )
     return samples, facts["seconds"], notes + _remarks(facts, gone, flat, short, fs)
 
 # %% ../nbs/52_predict.ipynb #cf5b4d01
 def _remarks(facts, gone, flat, short, fs):
     "What a reader of the result should know of the recording."
-    told = [(gone.any(), f"{_names(gone)} missing: judged as if flat"), (flat.any(), f"{_names(flat)} flat"), (short, f"{facts['seconds']:g} s, filled up with zeros"),
-            (facts["missing"], f"{facts['missing']:.2%} of the samples were missing and bridged"), (facts["clipped"], f"clipped: {facts['clipped']}"),
-            (facts["einthoven"] > 100 and not gone[:3].any(), f"I + III differs from II by up to {facts['einthoven'] / 1000:.2g} mV: mixed-up leads?"),
-            (fs < FS, f"recorded at {fs:g} Hz: nothing above {fs / 2:g} Hz is there")]
+    told = [
+        (gone.any(), f"{_names(gone)} missing: judged as if flat"),
+        (flat.any(), f"{_names(flat)} flat"),
+        (short, f"{facts['seconds']:g} s, filled up with zeros"),
+        (facts["missing"], f"{facts['missing']:.2%} of the samples were missing and bridged"),
+        (facts["clipped"], f"clipped: {facts['clipped']}"),
+        (
+            facts["einthoven"] > 100 and not gone[:3].any(),
+            f"I + III differs from II by up to {facts['einthoven'] / 1000:.2g} mV: mixed-up leads?",
+        ),
+        (fs < FS, f"recorded at {fs:g} Hz: nothing above {fs / 2:g} Hz is there"),
+    ]
     return [words for so, words in told if so]
 
 
@@ -181,83 +283,136 @@ def _names(mask):
 @dataclass(frozen=True, eq=False)
 class Prediction:
     "What is said of one recording."
-    name: str                            # a file's name without its end, a `Record`'s name, or array-0, array-1, ...
-    path: str = ""                       # of the header; "" for an array
-    reason: str = ""                     # why it could not be judged; "" where it was
-    notes: str = ""                      # what a reader of the result should know
-    seconds: float = np.nan              # length
-    prob: np.ndarray = None              # (24,) calibrated probabilities; None where it was not judged
-    decided: np.ndarray = None           # (24,) True where a class is decided
-    at: np.ndarray = None                # (M,) s, the middle of each window
-    gates: np.ndarray = None             # (M, 2) weights of signal and spectrogram in each window; None for a model without a gate
-    samples: np.ndarray = None           # (T, 12) int16 µV at 100 Hz: what the model was given
+
+    name: str  # a file's name without its end, a `Recording`'s name, or array-0, array-1, ...
+    path: str = ""  # of the header; "" for an array
+    reason: str = ""  # why it could not be judged; "" where it was
+    notes: str = ""  # what a reader of the result should know
+    seconds: float = np.nan  # length
+    prob: np.ndarray = None  # (24,) calibrated probabilities; None where it was not judged
+    decided: np.ndarray = None  # (24,) True where a class is decided
+    at: np.ndarray = None  # (M,) s, the middle of each window
+    # (M, 2) weights of signal and spectrogram in each window; None for a model without a gate
+    gates: np.ndarray = None
+    samples: np.ndarray = None  # (T, 12) int16 µV at 100 Hz: what the model was given
 
     @property
-    def x(self) -> np.ndarray:           # (12, T) float32 mV at 100 Hz
+    def x(self) -> np.ndarray:  # (12, T) float32 mV at 100 Hz
         "The recording as the model was given it, for a picture."
         return self.samples.T.astype(np.float32) / 1000
 
-    def row(self) -> dict:               # NaN where there is nothing
+    def row(self) -> dict:  # NaN where there is nothing
         "A row of the table."
         prob = np.full(len(CLASSES), np.nan) if self.prob is None else self.prob
         gates = (np.nan, np.nan) if self.gates is None else self.gates.mean(axis=0).tolist()
         names = [] if self.decided is None else [c.name for c, d in zip(CLASSES, self.decided) if d]
-        return dict(name=self.name, path=self.path, **dict(zip(ABBREVIATIONS, prob.tolist())), decided="; ".join(names), gate_signal=gates[0], gate_spectrogram=gates[1],
-                    seconds=self.seconds, notes=self.notes, reason=self.reason)
+        return dict(
+            name=self.name,
+            path=self.path,
+            **dict(zip(ABBREVIATIONS, prob.tolist())),
+            decided="; ".join(names),
+            gate_signal=gates[0],
+            gate_spectrogram=gates[1],
+            seconds=self.seconds,
+            notes=self.notes,
+            reason=self.reason,
+        )
 
 # %% ../nbs/52_predict.ipynb #b68a4a10
-def _is_array(r): return isinstance(r, Record) or hasattr(r, "__array__")
+def _is_array(r):
+    return isinstance(r, Recording) or hasattr(r, "__array__")
 
 
-def _is_folder(r): return isinstance(r, (str, Path)) and r != "" and Path(r).is_dir()   # "" would be the folder in which one happens to be
+def _is_folder(r):
+    return (
+        isinstance(r, (str, Path)) and r != "" and Path(r).is_dir()
+    )  # "" would be the folder in which one happens to be
 
 
 def _in_folder(root):
     "Every record below a folder, and what cannot be one."
-    headers, lost = find_records(root)
-    if not headers: raise EcgmmError(f"predict: no WFDB header (.hea) below {root}" + (f", but {len(lost)} other: {next(iter(lost.values()))}" if lost else ""))
-    for h in headers: yield h.stem, str(root / h), root / h, ""
-    for p, why in sorted(lost.items()): yield Path(p).stem, str(root / p), None, why
+    headers, lost = find_recordings(root)
+    if not headers:
+        raise EcgmmError(
+            f"predict: no WFDB header (.hea) below {root}"
+            + (f", but {len(lost)} other: {next(iter(lost.values()))}" if lost else "")
+        )
+    for h in headers:
+        yield h.stem, str(root / h), root / h, ""
+    for p, why in sorted(lost.items()):
+        yield Path(p).stem, str(root / p), None, why
 
 
 def _listed(recordings):
     "Name, path and what to read of each recording, and the reason where there is nothing to read."
-    if _is_folder(recordings): yield from _in_folder(Path(recordings)); return
+    if _is_folder(recordings):
+        yield from _in_folder(Path(recordings))
+        return
     k = -1
-    for k, r in enumerate([recordings] if isinstance(recordings, (str, Path)) or _is_array(recordings) else recordings):
-        if isinstance(r, str) and not r: raise EcgmmError("predict: the path of a recording or a folder is needed, got an empty one")
+    for k, r in enumerate(
+        [recordings] if isinstance(recordings, (str, Path)) or _is_array(recordings) else recordings
+    ):
+        if isinstance(r, str) and not r:
+            raise EcgmmError(
+                "predict: the path of a recording or a folder is needed, got an empty one"
+            )
         if _is_folder(r):
-            try: yield from _in_folder(Path(r))
-            except EcgmmError as e: yield Path(r).name, str(r), None, str(e).removeprefix("predict: ")
-        elif isinstance(r, (str, Path)): yield re.sub(r"\.(hea|mat|dat|npy)$", "", Path(r).name), str(r), r, ""
-        else: yield r.name if isinstance(r, Record) else f"array-{k}", "", r, ""
-    if k < 0: raise EcgmmError("predict: at least one recording is needed, got none")
+            try:
+                yield from _in_folder(Path(r))
+            except EcgmmError as e:
+                yield Path(r).name, str(r), None, str(e).removeprefix("predict: ")
+        elif isinstance(r, (str, Path)):
+            yield re.sub(r"\.(hea|mat|dat|npy)$", "", Path(r).name), str(r), r, ""
+        else:
+            yield r.name if isinstance(r, Recording) else f"array-{k}", "", r, ""
+    if k < 0:
+        raise EcgmmError("predict: at least one recording is needed, got none")
 
 # %% ../nbs/52_predict.ipynb #5f94d1dd
 class _Job:
     "A recording on its way: its samples, and the sum over the windows that were judged so far."
 
-    def __init__(self, name, path, reason): self.name, self.path, self.reason, self.starts, self.left = name, path, reason, [], 0
+    def __init__(self, name, path, reason):
+        self.name, self.path, self.reason, self.starts, self.left = name, path, reason, [], 0
 
     def take(self, samples, seconds, notes, length, stride):
-        self.samples, self.seconds, self.notes, self.total, self.gates = samples, seconds, notes, np.zeros(len(CLASSES)), []
+        self.samples, self.seconds, self.notes, self.total, self.gates = (
+            samples,
+            seconds,
+            notes,
+            np.zeros(len(CLASSES)),
+            [],
+        )
         free = max(len(samples) - length, 0)
-        self.starts = np.minimum(np.arange(-(-free // stride) + 1) * stride, free)             # the last window ends with the recording
+        self.starts = np.minimum(
+            np.arange(-(-free // stride) + 1) * stride, free
+        )  # the last window ends with the recording
         self.left = len(self.starts)
-        if len(samples) < length: self.samples = np.pad(samples, ((0, length - len(samples)), (0, 0)))
+        if len(samples) < length:
+            self.samples = np.pad(samples, ((0, length - len(samples)), (0, 0)))
 
     def result(self, config):
-        if self.reason: return Prediction(self.name, self.path, self.reason)
+        if self.reason:
+            return Prediction(self.name, self.path, self.reason)
         prob, decided = decide(config, self.total[None] / len(self.starts))
-        return Prediction(self.name, self.path, "", "; ".join(self.notes), self.seconds, prob[0], decided[0], (self.starts + config["window"] / 2) / FS, np.stack(self.gates) if self.gates else None, self.samples)
-
-
-
+        return Prediction(
+            self.name,
+            self.path,
+            "",
+            "; ".join(self.notes),
+            self.seconds,
+            prob[0],
+            decided[0],
+            (self.starts + config["window"] / 2) / FS,
+            np.stack(self.gates) if self.gates else None,
+            self.samples,
+        )
 
 # %% ../nbs/52_predict.ipynb #5d1f0e01
 def _ask(net, x):
     "Logits of windows, and the weights of a gate or None, in one pass through the encoders."
-    if getattr(net, "gate", None) is None: return net(x), None
+    if getattr(net, "gate", None) is None:
+        return net(x), None
     *h, g = net.parts(x)
     return net.head(net.joined(*h, g)), g
 
@@ -265,43 +420,64 @@ def _ask(net, x):
 @torch.no_grad()
 def _judge(net, waiting, length):
     "One batch of windows, each a job and a first sample, through the network."
-    x = torch.from_numpy(np.stack([job.samples[first:first + length] for job, first in waiting])).to(next(net.parameters()).device)
+    x = torch.from_numpy(
+        np.stack([job.samples[first : first + length] for job, first in waiting])
+    ).to(next(net.parameters()).device)
     x, was_training = x.transpose(1, 2).to(torch.float32).div_(1000), net.training
     net.eval()
-    try: logits, gates = _ask(net, x)
-    finally: net.train(was_training)
-    prob, gates = logits.sigmoid().cpu().double().numpy(), None if gates is None else gates.cpu().double().numpy()   # double on the CPU: not every GPU has it
+    try:
+        logits, gates = _ask(net, x)
+    finally:
+        net.train(was_training)
+    prob, gates = (
+        logits.sigmoid().cpu().double().numpy(),
+        None if gates is None else gates.cpu().double().numpy(),
+    )  # double on the CPU: not every GPU has it
     for k, (job, _) in enumerate(waiting):
         job.total += prob[k]
         job.left -= 1
-        if gates is not None: job.gates.append(gates[k])
+        if gates is not None:
+            job.gates.append(gates[k])
 
 # %% ../nbs/52_predict.ipynb #9bfcc3a9
 def open_model(
-    model,               # a model folder, or (model, config)
-    cpu: bool = False,   # leave an accelerator alone
-    decision=None,       # a decision's file kept elsewhere, see `save_decision`; the folder's own if None
-) -> tuple:              # the model and its config
+    model,  # a model folder, or (model, config)
+    cpu: bool = False,  # leave an accelerator alone
+    # a decision's file kept elsewhere, see `save_decision`; the folder's own if None
+    decision=None,
+) -> tuple:  # the model and its config
     "A classifier that is ready to judge, with all that its config has to say."
     if isinstance(model, (str, Path)):
         net, config = load_classifier(model, decision)
         net = net.to(choose_device(cpu))
-    elif decision is not None: raise EcgmmError("predict: a decision's file is for a model folder")
-    else: net, config = model
-    has = dict(preprocessing=lambda p: {"denoise", "max_missing"} <= set(p), window=lambda w: w >= 1, thresholds=lambda t: len(t) == len(CLASSES) and np.isfinite(t).all())
+    elif decision is not None:
+        raise EcgmmError("predict: a decision's file is for a model folder")
+    else:
+        net, config = model
+    has = dict(
+        preprocessing=lambda p: {"denoise", "max_missing"} <= set(p),
+        window=lambda w: w >= 1,
+        thresholds=lambda t: len(t) == len(CLASSES) and np.isfinite(t).all(),
+    )
     for field, fits in has.items():
-        try: fine = fits(config[field])
-        except (KeyError, TypeError): fine = False
-        if not fine: raise EcgmmError(f"predict: {model if isinstance(model, (str, Path)) else 'the model'} cannot judge recordings: its config has no usable {field!r} ({config.get(field)!r})")
+        try:
+            fine = fits(config[field])
+        except (KeyError, TypeError):
+            fine = False
+        if not fine:
+            raise EcgmmError(
+                f"predict: {model if isinstance(model, (str, Path)) else 'the model'} cannot judge recordings: its config has no usable {field!r} ({config.get(field)!r})"
+            )
     return net, config
 
 # %% ../nbs/52_predict.ipynb #5fa037f5
-_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)   # what the machine lacks; no recording's fault
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the machine lacks; no recording's fault
 
 
 def _reason(e, path):
     "Why a recording cannot be judged; what is not the recording's fault is raised on."
-    if isinstance(e.__cause__, MemoryError) or getattr(e.__cause__, "errno", None) in _SCARCE: raise e
+    if isinstance(e.__cause__, MemoryError) or getattr(e.__cause__, "errno", None) in _SCARCE:
+        raise e
     return " ".join(str(e).removeprefix(f"{path}: ").split())
 
 
@@ -311,103 +487,172 @@ def _stream(net, config, listed, load, stride, batch_size):
     for name, path, recording, reason in listed:
         jobs.append(job := _Job(name, path, reason))
         try:
-            if not reason: job.take(*load(recording), length, stride)
-        except EcgmmError as e: job.reason = _reason(e, path)                                   # what is wrong with one stops nobody; a mistake of ours stops all
+            if not reason:
+                job.take(*load(recording), length, stride)
+        except EcgmmError as e:
+            job.reason = _reason(
+                e, path
+            )  # what is wrong with one stops nobody; a mistake of ours stops all
         for first in job.starts:
             waiting.append((job, first))
             if len(waiting) == batch_size:
                 _judge(net, waiting, length)
                 waiting = []
-        while jobs and not jobs[0].left: yield jobs.popleft().result(config)
-    if waiting: _judge(net, waiting, length)
-    for job in jobs: yield job.result(config)
+        while jobs and not jobs[0].left:
+            yield jobs.popleft().result(config)
+    if waiting:
+        _judge(net, waiting, length)
+    for job in jobs:
+        yield job.result(config)
 
 # %% ../nbs/52_predict.ipynb #5d1f0e02
 class Predictions(Iterator):
     "What is said of recordings, one after the other, as it is asked for."
 
     def __init__(self, made, listed, about):
-        self._made, self._about, self.listed = made, about, listed    # `listed` is None where recordings come from a source without an end
+        self._made, self._about, self.listed = (
+            made,
+            about,
+            listed,
+        )  # `listed` is None where recordings come from a source without an end
 
-    def __next__(self): return next(self._made)
+    def __next__(self):
+        return next(self._made)
 
     def identity(self) -> dict:
         "What they follow from: weights, decision, settings, and the list of recordings."
         net, config, settings = self._about
         weights = _checksums({}, {k: v.cpu() for k, v in net.state_dict().items()})["tensors"]
-        names = None if self.listed is None else [(name, path, why) for name, path, _, why in self.listed]
-        return dict(weights=fingerprint(weights), config=fingerprint(config), recordings=fingerprint(names), **settings)
+        names = (
+            None
+            if self.listed is None
+            else [(name, path, why) for name, path, _, why in self.listed]
+        )
+        return dict(
+            weights=fingerprint(weights),
+            config=fingerprint(config),
+            recordings=fingerprint(names),
+            **settings,
+        )
 
     def inputs(self) -> str:
         "The files that are judged, in short: names, sizes and times of change; None where a recording is no file, or cannot be seen."
-        stamps = [] if self.listed is None else [_stamp(r) if not why else None for _, _, r, why in self.listed]
+        stamps = (
+            []
+            if self.listed is None
+            else [_stamp(r) if not why else None for _, _, r, why in self.listed]
+        )
         return fingerprint(stamps) if stamps and all(stamps) else None
 
 
 def _stamp(recording):
     "Size and time of change of a recording's files; None where it has none, or one is not there."
-    if not isinstance(recording, (str, Path)): return None
+    if not isinstance(recording, (str, Path)):
+        return None
     try:
-        file, found = (recording, [recording]) if Path(recording).suffix == ".npy" else _signals(_header(recording))
+        file, found = (
+            (recording, [recording])
+            if Path(recording).suffix == ".npy"
+            else _signals(_header(recording))
+        )
         return [str(file), *((s.st_size, s.st_mtime_ns) for s in map(os.stat, found))]
-    except (OSError, ValueError): return None           # ValueError: what a header names can be no file
+    except (OSError, ValueError):
+        return None  # ValueError: what a header names can be no file
 
 
 def _signals(header):
     "A header, and the files that it and its signals are in."
-    lines = [line.split() for line in header.read_text(encoding="latin-1").splitlines() if line.strip() and not line.startswith("#")]
-    return header, [header, *(header.parent / name for name in sorted({words[0] for words in lines[1:]}))]
+    lines = [
+        line.split()
+        for line in header.read_text(encoding="latin-1").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    return header, [
+        header,
+        *(header.parent / name for name in sorted({words[0] for words in lines[1:]})),
+    ]
 
 # %% ../nbs/52_predict.ipynb #80151321
 def predictions(
-    model,                    # a model folder, or (model, config)
-    recordings,               # a WFDB header's path, a folder of them at any depth, an .npy file, a `Record`, an array (len(leads), T), or a list of these
-    fs=None,                  # of arrays: their rate, Hz
-    leads=LEADS,              # of arrays: their rows' names, in any order
-    unit: str = "mV",         # of arrays: "mV", "uV" or "V"
-    tolerate=(),              # any of "flat", "short", "missing", "gaps": these pass with a note
-    stride: int = 125,        # samples between windows: half of one, the paper's
-    batch_size: int = 512,    # windows at a time
-    cpu: bool = False,        # leave an accelerator alone
-    decision=None,            # a decision's file kept elsewhere, see `save_decision`; the model folder's own if None
-) -> Predictions:             # yields a `Prediction` per recording, in order
+    model,  # a model folder, or (model, config)
+    # a WFDB header's path, a folder of them at any depth, an .npy file, a `Recording`, an array
+    # (len(leads), T), or a list of these
+    recordings,
+    fs=None,  # of arrays: their rate, Hz
+    leads=LEADS,  # of arrays: their rows' names, in any order
+    unit: str = "mV",  # of arrays: "mV", "uV" or "V"
+    tolerate=(),  # any of "flat", "short", "missing", "gaps": these pass with a note
+    stride: int = 125,  # samples between windows: half of one, the paper's
+    batch_size: int = 512,  # windows at a time
+    cpu: bool = False,  # leave an accelerator alone
+    # a decision's file kept elsewhere, see `save_decision`; the model folder's own if None
+    decision=None,
+) -> Predictions:  # yields a `Prediction` per recording, in order
     "Judge recordings one batch of windows after the other: as many recordings as there are, in the memory of a few."
     tolerate = (tolerate,) if isinstance(tolerate, str) else tuple(tolerate)
-    if not set(tolerate) <= set(TOLERABLE): raise EcgmmError(f"predict: of {', '.join(TOLERABLE)} some may be tolerated, got {', '.join(map(str, tolerate))}")
-    if stride < 1 or batch_size < 1: raise EcgmmError(f"predict: a positive stride and batch_size are needed, got {stride} and {batch_size}")
+    if not set(tolerate) <= set(TOLERABLE):
+        raise EcgmmError(
+            f"predict: of {', '.join(TOLERABLE)} some may be tolerated, got {', '.join(map(str, tolerate))}"
+        )
+    if stride < 1 or batch_size < 1:
+        raise EcgmmError(
+            f"predict: a positive stride and batch_size are needed, got {stride} and {batch_size}"
+        )
     net, config = open_model(model, cpu, decision)
     listed = None if isinstance(recordings, Iterator) else list(_listed(recordings))
     load = partial(load_recording, config=config, fs=fs, leads=leads, unit=unit, tolerate=tolerate)
-    made = _stream(net, config, _listed(recordings) if listed is None else listed, load, stride, batch_size)
-    return Predictions(made, listed, (net, config, dict(fs=fs, leads=list(leads), unit=unit, tolerate=sorted(tolerate), stride=stride)))
+    made = _stream(
+        net, config, _listed(recordings) if listed is None else listed, load, stride, batch_size
+    )
+    return Predictions(
+        made,
+        listed,
+        (
+            net,
+            config,
+            dict(fs=fs, leads=list(leads), unit=unit, tolerate=sorted(tolerate), stride=stride),
+        ),
+    )
 
 # %% ../nbs/52_predict.ipynb #b4fa55ad
 def predict(
-    model,                    # a model folder, or (model, config)
-    recordings,               # as for `predictions`
-    fs=None,                  # of arrays: their rate, Hz
-    leads=LEADS,              # of arrays: their rows' names, in any order
-    unit: str = "mV",         # of arrays: "mV", "uV" or "V"
-    tolerate=(),              # any of "flat", "short", "missing", "gaps": these pass with a note
-    stride: int = 125,        # samples between windows
-    batch_size: int = 512,    # windows at a time
-    cpu: bool = False,        # leave an accelerator alone
-    decision=None,            # a decision's file kept elsewhere; the model folder's own if None
-) -> pd.DataFrame:            # a row per recording: name, path, 24 probabilities, decided, gate_signal, gate_spectrogram, seconds, notes, reason
+    model,  # a model folder, or (model, config)
+    recordings,  # as for `predictions`
+    fs=None,  # of arrays: their rate, Hz
+    leads=LEADS,  # of arrays: their rows' names, in any order
+    unit: str = "mV",  # of arrays: "mV", "uV" or "V"
+    tolerate=(),  # any of "flat", "short", "missing", "gaps": these pass with a note
+    stride: int = 125,  # samples between windows
+    batch_size: int = 512,  # windows at a time
+    cpu: bool = False,  # leave an accelerator alone
+    decision=None,  # a decision's file kept elsewhere; the model folder's own if None
+) -> pd.DataFrame:  # a row per recording: name, path, 24 probabilities, decided, gate_signal, gate_spectrogram, seconds, notes, reason
     "A table of what a model says; a single recording that cannot be judged is a `ValueError`, one of several a row with its reason."
-    single = _is_array(recordings) or isinstance(recordings, (str, Path)) and not _is_folder(recordings)
-    rows = [p.row() for p in predictions(model, recordings, fs, leads, unit, tolerate, stride, batch_size, cpu, decision)]
-    if single and rows[0]["reason"]: raise EcgmmError(f"{rows[0]['path'] or rows[0]['name']}: {rows[0]['reason']}")
+    single = (
+        _is_array(recordings) or isinstance(recordings, (str, Path)) and not _is_folder(recordings)
+    )
+    rows = [
+        p.row()
+        for p in predictions(
+            model, recordings, fs, leads, unit, tolerate, stride, batch_size, cpu, decision
+        )
+    ]
+    if single and rows[0]["reason"]:
+        raise EcgmmError(f"{rows[0]['path'] or rows[0]['name']}: {rows[0]['reason']}")
     return pd.DataFrame(rows)
 
 # %% ../nbs/52_predict.ipynb #b2cc64af
-_NAME = re.compile(r"[\w+-][\w.+ -]{0,199}")   # of a file, on any system
+_NAME = re.compile(r"[\w+-][\w.+ -]{0,199}")  # of a file, on any system
 
 
 def _file_name(name, taken):
     "A name under which a file can be written, once; it is noted in `taken`."
-    if not _NAME.fullmatch(name): raise EcgmmError(f"not written: {name[:60]!r} cannot be a file's name")
-    if name.lower() in taken: raise EcgmmError(f"not written: an earlier recording is named {name}, too; rename one of them")
+    if not _NAME.fullmatch(name):
+        raise EcgmmError(f"not written: {name[:60]!r} cannot be a file's name")
+    if name.lower() in taken:
+        raise EcgmmError(
+            f"not written: an earlier recording is named {name}, too; rename one of them"
+        )
     taken.add(name.lower())
     return name
 
@@ -415,8 +660,10 @@ def _file_name(name, taken):
 @contextmanager
 def _on_disk(path):
     "An error of the disk, in words."
-    try: yield
-    except OSError as e: raise file_error(path, e) from None
+    try:
+        yield
+    except OSError as e:
+        raise file_error(path, e) from None
 
 
 _count = itertools.count()
@@ -429,41 +676,58 @@ def _part(out):
 
 def _sweep(out):
     "Half files of calls that were killed on this machine; a whole one that was killed before it could say so goes with them."
-    for part in out.parent.glob(f".{glob.escape(out.name)}.{glob.escape(socket.gethostname())}.*.part"):
+    for part in out.parent.glob(
+        f".{glob.escape(out.name)}.{glob.escape(socket.gethostname())}.*.part"
+    ):
         pid = part.name.split(".")[-3]
-        if not pid.isdecimal() or psutil.pid_exists(int(pid)): continue
-        if out.is_file() and out.samefile(part): out.unlink()
+        if not pid.isdecimal() or psutil.pid_exists(int(pid)):
+            continue
+        if out.is_file() and out.samefile(part):
+            out.unlink()
         part.unlink(missing_ok=True)
 
 
 def _settle(part, out):
     "Give a whole file its name, if that is still free."
     try:
-        try: os.link(part, out)                         # of several calls one succeeds
-        except FileExistsError: raise
-        except OSError:                                 # a disk without links
+        try:
+            os.link(part, out)  # of several calls one succeeds
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links
             open(out, "x").close()
             os.replace(part, out)
-    except FileExistsError: raise EcgmmError(f"predict: {out} is there already; give another name") from None
+    except FileExistsError:
+        raise EcgmmError(f"predict: {out} is there already; give another name") from None
 
 
 @contextmanager
 def _whole(out):
     "What writes text to a file that carries its name only when it is whole; to the terminal if there is no name."
-    if out is None: yield sys.stdout; return
+    if out is None:
+        yield sys.stdout
+        return
     part = _part(out)
     try:
-        with _on_disk(out): f = open(part, "w", newline="", encoding="utf-8")
+        with _on_disk(out):
+            f = open(part, "w", newline="", encoding="utf-8")
+
         def write(text):
-            with _on_disk(out): return f.write(text)
+            with _on_disk(out):
+                return f.write(text)
+
         yield SimpleNamespace(write=write)
         with _on_disk(out):
-            f.flush(); os.fsync(f.fileno()); f.close()
+            f.flush()
+            os.fsync(f.fileno())
+            f.close()
             _settle(part, out)
     finally:
         for clean in (lambda: f.close(), lambda: part.unlink(missing_ok=True)):
-            try: clean()
-            except (OSError, NameError): pass           # what went wrong first is what counts
+            try:
+                clean()
+            except (OSError, NameError):
+                pass  # what went wrong first is what counts
 
 
 def _cell(value):
@@ -476,7 +740,9 @@ def _csv(results, out):
         table = csv.DictWriter(f, Prediction("").row().keys(), lineterminator="\n")
         table.writeheader()
         for p in results:
-            table.writerow({k: "" if v != v else _cell(v) for k, v in p.row().items()})         # NaN is the one value that differs from itself
+            table.writerow(
+                {k: "" if v != v else _cell(v) for k, v in p.row().items()}
+            )  # NaN is the one value that differs from itself
             yield p
 
 # %% ../nbs/52_predict.ipynb #9005f1ca
@@ -487,8 +753,14 @@ def _json(results, out):
             row = {key: None if v != v else v for key, v in p.row().items()}
             said = {key: row[key] for key in ("name", "path", "seconds", "notes", "reason")}
             said["probabilities"] = None if p.reason else {c: row[c] for c in ABBREVIATIONS}
-            said["decided"] = None if p.reason else [c for c, d in zip(ABBREVIATIONS, p.decided) if d]
-            said["gates"] = None if p.gates is None else dict(signal=row["gate_signal"], spectrogram=row["gate_spectrogram"])
+            said["decided"] = (
+                None if p.reason else [c for c, d in zip(ABBREVIATIONS, p.decided) if d]
+            )
+            said["gates"] = (
+                None
+                if p.gates is None
+                else dict(signal=row["gate_signal"], spectrogram=row["gate_spectrogram"])
+            )
             f.write(before + "\n" + json.dumps(said, allow_nan=False))
             before = ","
             yield p
@@ -496,86 +768,173 @@ def _json(results, out):
 
 
 def _challenge(results, out):
-    identity, names = (results.identity(), results.listed or ()) if isinstance(results, Predictions) else (dict(results="given by hand"), ())
-    expected = {name.lower(): f"{name}.csv" for name, *_ in names if _NAME.fullmatch(name)}      # told at once: one by one, the marker would be written as often
-    taken, written, failed, inputs, known = set(), 0, 0, _inputs(results), isinstance(results, Predictions) and results.listed is not None
-    if not known and read_marker(out).get("state") == "done": raise EcgmmError(f"predict: {out} is there already; give another name")   # nobody can say whether these are the same
-    with Run.begin(out, "predictions", identity, expected.values(), renew=not _is_judged(results, out)) as run:
+    identity, names = (
+        (results.identity(), results.listed or ())
+        if isinstance(results, Predictions)
+        else (dict(results="given by hand"), ())
+    )
+    expected = {
+        name.lower(): f"{name}.csv" for name, *_ in names if _NAME.fullmatch(name)
+    }  # told at once: one by one, the marker would be written as often
+    taken, written, failed, inputs, known = (
+        set(),
+        0,
+        0,
+        _inputs(results),
+        isinstance(results, Predictions) and results.listed is not None,
+    )
+    if not known and read_marker(out).get("state") == "done":
+        raise EcgmmError(
+            f"predict: {out} is there already; give another name"
+        )  # nobody can say whether these are the same
+    with Run.begin(
+        out, "predictions", identity, expected.values(), renew=not _is_judged(results, out)
+    ) as run:
         for p in results:
-            try: name = _file_name(p.name, taken)                            # of several with one name the first has the file, judged or not
-            except EcgmmError as e: p, name = replace(p, reason=p.reason or str(e)), ""
+            try:
+                name = _file_name(
+                    p.name, taken
+                )  # of several with one name the first has the file, judged or not
+            except EcgmmError as e:
+                p, name = replace(p, reason=p.reason or str(e)), ""
             if p.reason:
                 failed += 1
-                if name and f"{name}.csv" in run.files and os.path.lexists(run.folder / f"{name}.csv"): p = replace(p, reason=f"{p.reason} ({name}.csv, judged by an earlier call, is kept)")
+                if (
+                    name
+                    and f"{name}.csv" in run.files
+                    and os.path.lexists(run.folder / f"{name}.csv")
+                ):
+                    p = replace(
+                        p, reason=f"{p.reason} ({name}.csv, judged by an earlier call, is kept)"
+                    )
             elif not run.done:
-                lines = [f"#{p.name}", *(",".join(map(str, part)) for part in ([c.code for c in CLASSES], p.decided.astype(int), p.prob.tolist()))]
+                lines = [
+                    f"#{p.name}",
+                    *(
+                        ",".join(map(str, part))
+                        for part in (
+                            [c.code for c in CLASSES],
+                            p.decided.astype(int),
+                            p.prob.tolist(),
+                        )
+                    ),
+                ]
                 run.write(f"{name}.csv", "\n".join(lines) + "\n")
                 written += 1
             yield p
-        if run.done: return
-        run.drop(*(f for f in run.files if not os.path.lexists(run.folder / f)))   # names without a file; a file is never dropped: what cannot be read now may have been judged before
+        if run.done:
+            return
+        run.drop(
+            *(f for f in run.files if not os.path.lexists(run.folder / f))
+        )  # names without a file; a file is never dropped: what cannot be read now may have been judged before
         run.finish(dict(judged=written, inputs=None if failed else inputs))
 
 
-def _inputs(results): return results.inputs() if isinstance(results, Predictions) else None
+def _inputs(results):
+    return results.inputs() if isinstance(results, Predictions) else None
 
 
 def _is_judged(results, out):
     "Does a folder hold all that the same model said of the same files? Then there is nothing to do."
     told = read_marker(out)
-    if not told or told["kind"] != "predictions" or told["state"] != "done" or not told["result"].get("inputs"): return False
+    if (
+        not told
+        or told["kind"] != "predictions"
+        or told["state"] != "done"
+        or not told["result"].get("inputs")
+    ):
+        return False
     whole = all(os.path.lexists(Path(out) / name) for name in told["whole"])
-    return whole and told["result"]["inputs"] == _inputs(results) and fingerprint(told["identity"]) == fingerprint(results.identity())
+    return (
+        whole
+        and told["result"]["inputs"] == _inputs(results)
+        and fingerprint(told["identity"]) == fingerprint(results.identity())
+    )
 
 # %% ../nbs/52_predict.ipynb #8afd7d04
 FORMATS = {"csv": _csv, "json": _json, "challenge": _challenge}
 
 
 def save_predictions(
-    results,              # what `predictions` yields
-    out=None,             # a file that must not be there yet, for "challenge" a folder. None: csv and json go to the terminal
-    format: str = "csv",  # "csv", "json" (a list of records) or "challenge" (a file NAME.csv per recording, as the Challenge's scorer reads it)
-):                        # yields each `Prediction` on when it is written
+    results,  # what `predictions` yields
+    # a file that must not be there yet, for "challenge" a folder. None: csv and json go to the
+    # terminal
+    out=None,
+    # "csv", "json" (a list of records) or "challenge" (a file NAME.csv per recording, as the
+    # Challenge's scorer reads it)
+    format: str = "csv",
+):  # yields each `Prediction` on when it is written
     "Write predictions as they come."
-    if format not in FORMATS: raise EcgmmError(f"predict: the format {', '.join(FORMATS)} is needed, got {format!r}")
-    if out is None and format == "challenge": raise EcgmmError("predict: the Challenge's format needs the name of a folder")
+    if format not in FORMATS:
+        raise EcgmmError(f"predict: the format {', '.join(FORMATS)} is needed, got {format!r}")
+    if out is None and format == "challenge":
+        raise EcgmmError("predict: the Challenge's format needs the name of a folder")
     out = None if out is None else Path(out)
     if out is not None and format != "challenge":
         with _on_disk(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             _sweep(out)
-        if os.path.lexists(out): raise EcgmmError(f"predict: {out} is there already; give another name")
+        if os.path.lexists(out):
+            raise EcgmmError(f"predict: {out} is there already; give another name")
     return FORMATS[format](results, out)
 
 # %% ../nbs/52_predict.ipynb #33018bd7
 def plot_prediction(
-    x,                    # (12, T) mV
-    result: Prediction,   # what was said of it
-    thresholds,           # (24,) of the model's config: a class is decided from here on
-    fs: float = FS,       # rate of x, Hz
-    title: str = "",      # stands above the paper; the decided classes in words if ""
-):                        # the matplotlib figure
+    x,  # (12, T) mV
+    result: Prediction,  # what was said of it
+    thresholds,  # (24,) of the model's config: a class is decided from here on
+    fs: float = FS,  # rate of x, Hz
+    title: str = "",  # stands above the paper; the decided classes in words if ""
+):  # the matplotlib figure
     "The recording on ECG paper, the probabilities of all classes with their thresholds, and the gate's weights over time where there is one."
-    if result.reason: raise EcgmmError(f"plot_prediction: {result.name} was not judged: {result.reason}")
+    if result.reason:
+        raise EcgmmError(f"plot_prediction: {result.name} was not judged: {result.reason}")
     gated = result.gates is not None
     fig = plt.figure(figsize=(13, 4.3 + 1.2 * gated), layout="constrained")
-    grid = fig.add_gridspec(1 + gated, 2, width_ratios=[4, 1.15], height_ratios=[4.2, 0.8][:1 + gated])
+    grid = fig.add_gridspec(
+        1 + gated, 2, width_ratios=[4, 1.15], height_ratios=[4.2, 0.8][: 1 + gated]
+    )
     seconds = x.shape[1] / fs
     plot_ecg(x, fs, title or _title(result, seconds), ax=fig.add_subplot(grid[0, 0]))
     ax, at = fig.add_subplot(grid[:, 1]), np.arange(len(CLASSES))
     ax.barh(at, result.prob, color=np.where(result.decided, "#c0392b", "#b8c4ce"), height=0.75)
     ax.scatter(thresholds, at, marker="|", s=60, color="#1a1a2e", lw=1.2, zorder=3)
-    ax.set(yticks=at, yticklabels=ABBREVIATIONS, xlim=(0, 1), ylim=(len(CLASSES) - 0.4, -0.6), xlabel="probability   ( | threshold, red: decided)")
-    for label, d in zip(ax.get_yticklabels(), result.decided): label.set_weight("bold" if d else "normal")
+    ax.set(
+        yticks=at,
+        yticklabels=ABBREVIATIONS,
+        xlim=(0, 1),
+        ylim=(len(CLASSES) - 0.4, -0.6),
+        xlabel="probability   ( | threshold, red: decided)",
+    )
+    for label, d in zip(ax.get_yticklabels(), result.decided):
+        label.set_weight("bold" if d else "normal")
     axes = [ax, fig.add_subplot(grid[1, 0])] if gated else [ax]
     if gated:
         width = np.diff(result.at, append=result.at[-1] + 1.25).clip(0.2) * 0.92
         axes[1].bar(result.at, result.gates[:, 0], width, color="#3f6fa8", label="signal")
-        axes[1].bar(result.at, result.gates[:, 1], width, result.gates[:, 0], color="#e0b45c", label="spectrogram")
-        axes[1].set(xlim=(0, seconds), ylim=(0, 1), xlabel="middle of the window (s)", ylabel="weight")
-        axes[1].legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0)
+        axes[1].bar(
+            result.at,
+            result.gates[:, 1],
+            width,
+            result.gates[:, 0],
+            color="#e0b45c",
+            label="spectrogram",
+        )
+        axes[1].set(
+            xlim=(0, seconds), ylim=(0, 1), xlabel="middle of the window (s)", ylabel="weight"
+        )
+        axes[1].legend(
+            fontsize=7,
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=2,
+            frameon=False,
+            borderpad=0,
+        )
     for ax in axes:
-        ax.tick_params(labelsize=7); ax.xaxis.label.set_size(7); ax.yaxis.label.set_size(7)
+        ax.tick_params(labelsize=7)
+        ax.xaxis.label.set_size(7)
+        ax.yaxis.label.set_size(7)
         ax.spines[["top", "right"]].set_visible(False)
     return fig
 
@@ -583,32 +942,55 @@ def plot_prediction(
 def _title(result, seconds):
     "Name, decisions and notes, in lines that fit above the paper."
     names = ", ".join(c.name for c, d in zip(CLASSES, result.decided) if d) or "no class decided"
-    return "\n".join(textwrap.wrap(f"{result.name}: {names}", 140) + textwrap.wrap(result.notes, 140) + [f"the first 10 s of {seconds:.0f} s"] * (seconds > 10.5))
+    return "\n".join(
+        textwrap.wrap(f"{result.name}: {names}", 140)
+        + textwrap.wrap(result.notes, 140)
+        + [f"the first 10 s of {seconds:.0f} s"] * (seconds > 10.5)
+    )
 
 # %% ../nbs/52_predict.ipynb #98d0bbed
 def _line(p):
     "One recording, for a person's eyes."
-    if p.reason: return f"{p.name:12s} not judged: {p.reason}"
-    said = ", ".join(f"{c.name} {q:.2f}" for c, q, d in zip(CLASSES, p.prob, p.decided) if d) or "no class decided"
-    return f"{p.name:12s} {p.seconds:g} s: {said}" + (f" (signal {p.gates[:, 0].mean():.2f}, spectrogram {p.gates[:, 1].mean():.2f})" if p.gates is not None else "") + (f" [{p.notes}]" if p.notes else "")
+    if p.reason:
+        return f"{p.name:12s} not judged: {p.reason}"
+    said = (
+        ", ".join(f"{c.name} {q:.2f}" for c, q, d in zip(CLASSES, p.prob, p.decided) if d)
+        or "no class decided"
+    )
+    return (
+        f"{p.name:12s} {p.seconds:g} s: {said}"
+        + (
+            f" (signal {p.gates[:, 0].mean():.2f}, spectrogram {p.gates[:, 1].mean():.2f})"
+            if p.gates is not None
+            else ""
+        )
+        + (f" [{p.notes}]" if p.notes else "")
+    )
 
 
 def _save_picture(p, folder, taken, thresholds):
     "A PNG of one prediction; the reason if there is none. What is there already is never replaced, and as good as drawn if it is the same."
-    try: file = folder / f"{_file_name(p.name, taken)}.png"
-    except EcgmmError as e: return f"the picture was {e}"
+    try:
+        file = folder / f"{_file_name(p.name, taken)}.png"
+    except EcgmmError as e:
+        return f"the picture was {e}"
     fig, drawn = plot_prediction(p.x, p, thresholds), io.BytesIO()
-    try: fig.savefig(drawn, dpi=110, format="png")
-    finally: plt.close(fig)
+    try:
+        fig.savefig(drawn, dpi=110, format="png")
+    finally:
+        plt.close(fig)
     with _on_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(file)
-    if not os.path.lexists(file): return _put_picture(file, drawn.getvalue())
-    with _on_disk(file): same = file.is_file() and file.read_bytes() == drawn.getvalue()
+    if not os.path.lexists(file):
+        return _put_picture(file, drawn.getvalue())
+    with _on_disk(file):
+        same = file.is_file() and file.read_bytes() == drawn.getvalue()
     return "" if same else _left(file)
 
 
-def _left(file): return f"{file} is there already and is another picture: it was left as it is"
+def _left(file):
+    return f"{file} is there already and is another picture: it was left as it is"
 
 
 def _put_picture(file, content):
@@ -616,52 +998,89 @@ def _put_picture(file, content):
     part = _part(file)
     try:
         with _on_disk(file), open(part, "wb") as f:
-            f.write(content); f.flush(); os.fsync(f.fileno())
-        with _on_disk(file): _settle(part, file)
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        with _on_disk(file):
+            _settle(part, file)
     except EcgmmError:
-        if not os.path.lexists(file): raise
+        if not os.path.lexists(file):
+            raise
         return _left(file)
     finally:
-        with suppress(OSError): part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return ""
 
 # %% ../nbs/52_predict.ipynb #67854d25
 @command
 def ecgmm_predict(
-    model: str = "models/gate-fold0/model", # model folder, with model.safetensors and config.json
-    data: str = "data",           # a WFDB header (.hea), a folder of them at any depth, or an .npy file of shape (leads, samples)
-    out: str = None,              # file to write, for the format challenge a folder; csv and json go to the terminal if not given
-    format: str = None,           # table, csv, json or challenge (a file NAME.csv per recording, as the Challenge's scorer reads it); if not given from the end of out, or a table
-    picture: bool = False,        # draw each recording with its result, as PNG in a folder "pictures" beside out
-    tolerate: str = "",           # any of flat,short,missing,gaps with commas between: such recordings are judged with a note instead of refused
-    fs: float = None,             # of an .npy file: its rate in Hz
-    leads: str = ",".join(LEADS), # of an .npy file: its rows' names
-    unit: str = "mV",             # of an .npy file: mV, uV or V
-    batch_size: int = 512,        # windows judged at a time
-    cpu: bool = False,            # leave an accelerator alone
-    decision: str = None,         # a file with thresholds and calibration, instead of the model folder's own decision.json
+    model: str = "models/gate-fold0/model",  # model folder, with model.safetensors and config.json
+    # a WFDB header (.hea), a folder of them at any depth, or an .npy file of shape (leads, samples)
+    data: str = "data",
+    # file to write, for the format challenge a folder; csv and json go to the terminal if not given
+    out: str = None,
+    # table, csv, json or challenge (a file NAME.csv per recording, as the Challenge's scorer reads
+    # it); if not given from the end of out, or a table
+    format: str = None,
+    # draw each recording with its result, as PNG in a folder "pictures" beside out
+    picture: bool = False,
+    # any of flat,short,missing,gaps with commas between: such recordings are judged with a note
+    # instead of refused
+    tolerate: str = "",
+    fs: float = None,  # of an .npy file: its rate in Hz
+    leads: str = ",".join(LEADS),  # of an .npy file: its rows' names
+    unit: str = "mV",  # of an .npy file: mV, uV or V
+    batch_size: int = 512,  # windows judged at a time
+    cpu: bool = False,  # leave an accelerator alone
+    # a file with thresholds and calibration, instead of the model folder's own decision.json
+    decision: str = None,
 ):
     "Judge recordings with a trained model: probabilities and decisions for 24 diagnoses, and one line for each file that cannot be judged."
     for option, given in dict(model=model, data=data, out=out, decision=decision).items():
-        if given == "": raise EcgmmError(f"predict: --{option}: a name is needed, got an empty one")
-    format = format or (Path(out).suffix[1:] if out and Path(out).suffix[1:] in FORMATS else "table")
+        if given == "":
+            raise EcgmmError(f"predict: --{option}: a name is needed, got an empty one")
+    format = format or (
+        Path(out).suffix[1:] if out and Path(out).suffix[1:] in FORMATS else "table"
+    )
     say = partial(print, file=sys.stderr if format != "table" and out is None else sys.stdout)
-    judged, failed, taken, without, pictures = 0, [], set(), 0, Path(out).parent / "pictures" if out else Path("pictures")
-    if format == "table" and out: raise EcgmmError(f"predict: {out} must end with .csv or .json, or give --format")
+    judged, failed, taken, without, pictures = (
+        0,
+        [],
+        set(),
+        0,
+        Path(out).parent / "pictures" if out else Path("pictures"),
+    )
+    if format == "table" and out:
+        raise EcgmmError(f"predict: {out} must end with .csv or .json, or give --format")
     net, config = open_model(model, cpu, decision)
-    results = predictions((net, config), data, fs, listed(leads), unit, listed(tolerate), batch_size=batch_size)
+    results = predictions(
+        (net, config), data, fs, listed(leads), unit, listed(tolerate), batch_size=batch_size
+    )
     if format == "challenge" and out and not picture and _is_judged(results, out):
-        say(f"{len(results.listed)} of {len(results.listed)} recordings judged and written to {out}: done already. This is not a medical device.")
+        say(
+            f"{len(results.listed)} of {len(results.listed)} recordings judged and written to {out}: done already. This is not a medical device."
+        )
         return
     with progress(len(results.listed), "recordings", "predict", show=out is not None) as bar:
         for p in results if format == "table" else save_predictions(results, out, format):
-            if format == "table": say(_line(p))
+            if format == "table":
+                say(_line(p))
             judged += not p.reason
-            if p.reason: failed.append(f"{p.path or p.name}: {p.reason}")
+            if p.reason:
+                failed.append(f"{p.path or p.name}: {p.reason}")
             elif picture and (why := _save_picture(p, pictures, taken, config["thresholds"])):
                 say(f"{p.path}: {why}")
                 without += 1
             bar.update(1)
-    say(f"{judged} of {judged + len(failed)} recordings judged" + (f", written to {out}" if out else "") + (f", pictures in {pictures}" if taken else "") + (f" ({without} not drawn, see above)" if without else "") + ". This is not a medical device.")
-    if failed: say("\n".join(["not judged:", *(f"  {line}" for line in failed)]))
-    if not judged: raise EcgmmError("no recording could be judged")
+    say(
+        f"{judged} of {judged + len(failed)} recordings judged"
+        + (f", written to {out}" if out else "")
+        + (f", pictures in {pictures}" if taken else "")
+        + (f" ({without} not drawn, see above)" if without else "")
+        + ". This is not a medical device."
+    )
+    if failed:
+        say("\n".join(["not judged:", *(f"  {line}" for line in failed)]))
+    if not judged:
+        raise EcgmmError("no recording could be judged")

@@ -11,9 +11,9 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from .command import EcgmmError
+from . import EcgmmError
 from .models import mlp
-from .probes import embedding_spread
+from .probes import feature_spread
 from .spectrogram import FrontEnd
 from .training import processes
 from .views import make_views, recipe
@@ -21,6 +21,7 @@ from .views import make_views, recipe
 # %% ../nbs/20_simclr.ipynb #0b90eb42
 class _Gather(torch.autograd.Function):
     "Rows of all processes, rank after rank; the way back adds up what all processes' losses ask of one's own rows."
+
     @staticmethod
     def forward(ctx, z):
         parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
@@ -35,21 +36,25 @@ class _Gather(torch.autograd.Function):
 
 # %% ../nbs/20_simclr.ipynb #66f67622
 def gather_with_gradient(
-    z: torch.Tensor,   # (B, ...) of this process, B the same in each
-) -> torch.Tensor:     # (world * B, ...) of all of them, in the order of their ranks
+    z: torch.Tensor,  # (B, ...) of this process, B the same in each
+) -> torch.Tensor:  # (world * B, ...) of all of them, in the order of their ranks
     "What all processes hold; gradients flow back to whoever made it."
     world = processes()[1]
-    if world == 1: return z
+    if world == 1:
+        return z
     sizes = [torch.zeros(1, dtype=torch.int64, device=z.device) for _ in range(world)]
     dist.all_gather(sizes, torch.full_like(sizes[0], len(z)))
     sizes = torch.cat(sizes).tolist()
-    if len(set(sizes)) > 1: raise EcgmmError(f"gather_with_gradient: as many rows from each process are needed, got {sizes}: take a batch size that the number of processes divides")
+    if len(set(sizes)) > 1:
+        raise EcgmmError(
+            f"gather_with_gradient: as many rows from each process are needed, got {sizes}: take a batch size that the number of processes divides"
+        )
     return _Gather.apply(z)
 
 # %% ../nbs/20_simclr.ipynb #976eaac9
 def directions(
-    v: torch.Tensor,   # (B, D), of any size that float32 holds
-) -> torch.Tensor:     # (B, D) float32 of length 1; 0 where v is 0
+    v: torch.Tensor,  # (B, D), of any size that float32 holds
+) -> torch.Tensor:  # (B, D) float32 of length 1; 0 where v is 0
     "Where each row points: also where the square of a number is too large or too small for float32."
     v = v.float()
     largest = v.detach().abs().amax(1, keepdim=True)
@@ -57,32 +62,55 @@ def directions(
 
 
 def similarities(
-    z1: torch.Tensor,            # (B, D) projections of the first views
-    z2: torch.Tensor,            # (B, D) of the second views, in the same order
-    temperature: float = 0.1,    # tau, above 0 (the paper's code: 0.1)
-    record: torch.Tensor = None, # (B,) which record each is of; two visits to one record are no negatives. None: all different
-):                               # (2B, world * 2B): cosines over the temperature, -inf for who is no candidate; (2B,): the place of each one's partner
+    z1: torch.Tensor,  # (B, D) projections of the first views
+    z2: torch.Tensor,  # (B, D) of the second views, in the same order
+    temperature: float = 0.1,  # tau, above 0 (the paper's code: 0.1)
+    # (B,) which record each is of; two visits to one record are no negatives. None: all different
+    record: torch.Tensor = None,
+):  # (2B, world * 2B): cosines over the temperature, -inf for who is no candidate; (2B,): the place of each one's partner
     "Whom each view could take for its partner, and how much it looks like that."
-    if z1.shape != z2.shape or z1.ndim != 2: raise EcgmmError(f"similarities: two (B, D) of one shape are needed, got {tuple(z1.shape)} and {tuple(z2.shape)}")
-    if not temperature > 0: raise EcgmmError(f"similarities: a temperature above 0 is needed, got {temperature}")
+    if z1.shape != z2.shape or z1.ndim != 2:
+        raise EcgmmError(
+            f"similarities: two (B, D) of one shape are needed, got {tuple(z1.shape)} and {tuple(z2.shape)}"
+        )
+    if not temperature > 0:
+        raise EcgmmError(f"similarities: a temperature above 0 is needed, got {temperature}")
     b, rank = len(z1), processes()[0]
-    record = rank * b + torch.arange(b, device=z1.device) if record is None else record.to(z1.device)
-    if len(record) != b: raise EcgmmError(f"similarities: a record number for each of the {b} pairs is needed, got {len(record)}")
-    mine, owner = directions(torch.cat([z1, z2])), record.repeat(2)     # (2B, D), (2B,): of this process
+    record = (
+        rank * b + torch.arange(b, device=z1.device) if record is None else record.to(z1.device)
+    )
+    if len(record) != b:
+        raise EcgmmError(
+            f"similarities: a record number for each of the {b} pairs is needed, got {len(record)}"
+        )
+    mine, owner = (
+        directions(torch.cat([z1, z2])),
+        record.repeat(2),
+    )  # (2B, D), (2B,): of this process
     everyone, owners = gather_with_gradient(mine), gather_with_gradient(owner)
-    if (owners == owners[0]).all(): raise EcgmmError("similarities: views of at least two recordings are needed in a batch, or there is nobody to tell apart")
-    with torch.autocast(z1.device.type, enabled=False): cosine = mine @ everyone.T               # three digits, as bf16 has, are too few for what is divided by 0.1
-    partner = rank * 2 * b + torch.arange(2 * b, device=z1.device).roll(b)                       # mine have theirs b places away, within my part of everyone
-    no_candidate = (owner[:, None] == owners).scatter(1, partner[:, None], False)                # itself, and all other views of its record
+    if (owners == owners[0]).all():
+        raise EcgmmError(
+            "similarities: views of at least two recordings are needed in a batch, or there is nobody to tell apart"
+        )
+    with torch.autocast(z1.device.type, enabled=False):
+        cosine = (
+            mine @ everyone.T
+        )  # three digits, as bf16 has, are too few for what is divided by 0.1
+    partner = rank * 2 * b + torch.arange(2 * b, device=z1.device).roll(
+        b
+    )  # mine have theirs b places away, within my part of everyone
+    no_candidate = (owner[:, None] == owners).scatter(
+        1, partner[:, None], False
+    )  # itself, and all other views of its record
     return (cosine / temperature).masked_fill(no_candidate, -torch.inf), partner
 
 # %% ../nbs/20_simclr.ipynb #8648f3ba
 def nt_xent(
-    z1: torch.Tensor,            # (B, D) projections of the first views
-    z2: torch.Tensor,            # (B, D) of the second views, in the same order
-    temperature: float = 0.1,    # tau, above 0 (the paper's code: 0.1)
-    record: torch.Tensor = None, # (B,) as for `similarities`
-) -> torch.Tensor:               # scalar, nat: the mean over the 2B views
+    z1: torch.Tensor,  # (B, D) projections of the first views
+    z2: torch.Tensor,  # (B, D) of the second views, in the same order
+    temperature: float = 0.1,  # tau, above 0 (the paper's code: 0.1)
+    record: torch.Tensor = None,  # (B,) as for `similarities`
+) -> torch.Tensor:  # scalar, nat: the mean over the 2B views
     "The normalised temperature-scaled cross-entropy: each view has to find its partner among all the others."
     return functional.cross_entropy(*similarities(z1, z2, temperature, record))
 
@@ -90,29 +118,40 @@ def nt_xent(
 class SimCLR(nn.Module):
     "Front end, encoder and projector, trained so that two views of a recording find each other in the batch."
 
-    def __init__(self,
-        front: FrontEnd,             # fitted; fixes the modality
-        encoder: nn.Module,          # standardised windows to (B, n_out)
-        groups=None,                 # views, one group of two; `recipe("pair", modality)` if None
-        dim: int = 128,              # features of the projection (the paper's code)
-        hidden: int = 512,           # hidden units of the projector (the paper's code)
-        temperature: float = 0.1,    # of the similarities (the paper's code)
+    def __init__(
+        self,
+        front: FrontEnd,  # fitted; fixes the modality
+        encoder: nn.Module,  # standardised windows to (B, n_out)
+        groups=None,  # views, one group of two; `recipe("pair", modality)` if None
+        dim: int = 128,  # features of the projection (the paper's code)
+        hidden: int = 512,  # hidden units of the projector (the paper's code)
+        temperature: float = 0.1,  # of the similarities (the paper's code)
     ):
         super().__init__()
         self.front, self.encoder, self.temperature = front, encoder, temperature
         self.groups = recipe("pair", front.modality) if groups is None else groups
-        if [g.n for g in self.groups] != [2]: raise EcgmmError(f"SimCLR: one group of two views is needed, got groups of {[g.n for g in self.groups]}")
-        if not temperature > 0: raise EcgmmError(f"SimCLR: a temperature above 0 is needed, got {temperature}")
+        if [g.n for g in self.groups] != [2]:
+            raise EcgmmError(
+                f"SimCLR: one group of two views is needed, got groups of {[g.n for g in self.groups]}"
+            )
+        if not temperature > 0:
+            raise EcgmmError(f"SimCLR: a temperature above 0 is needed, got {temperature}")
         self.projector = mlp(encoder.n_out, hidden, dim)
 
-    def loss(self,
-        batch: dict,             # "x": (B, 12, T) mV or (B, W, 12, T); "record": (B,), may be missing where all are different
-        rng: torch.Generator,    # on the device of x
-    ):                           # the loss, and figures: "spread" of the features, "found": share of the views whose partner is the most similar of all candidates
+    def loss(
+        self,
+        # "x": (B, 12, T) mV or (B, W, 12, T); "record": (B,), may be missing where all are
+        # different
+        batch: dict,
+        rng: torch.Generator,  # on the device of x
+    ):  # the loss, and figures: "spread" of the features, "found": share of the views whose partner is the most similar of all candidates
         "Views, features, projections, NT-Xent."
-        views, = make_views(batch["x"], self.front, self.groups, rng)
+        (views,) = make_views(batch["x"], self.front, self.groups, rng)
         h = self.encoder(views)
         z1, z2 = self.projector(h).chunk(2)
         similarity, partner = similarities(z1, z2, self.temperature, batch.get("record"))
         found = similarity.detach().argmax(1) == partner
-        return functional.cross_entropy(similarity, partner), {"spread": embedding_spread(h), "found": found.float().mean()}
+        return functional.cross_entropy(similarity, partner), {
+            "spread": feature_spread(h),
+            "found": found.float().mean(),
+        }

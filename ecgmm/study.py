@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .command import EcgmmError, progress as progress_bar
+from . import EcgmmError
+from .runs import progress as progress_bar
 from .comparison import FIGURES, SETTINGS, finetune_stage, one_process, pretrain_stage, ranks
 from .data import ABBREVIATIONS
 from .finetune import CHOICES
@@ -25,145 +26,325 @@ from .pretrain import METHODS
 from .models import save_decision
 from .runs import Run, fingerprint, keyed, read_marker
 from .store import Store, as_fold
-from .thresholds import CALIBRATIONS, SEARCHES, chosen_files, decide, decision_of, nested, optimistic
+from ecgmm.thresholds import (
+    CALIBRATIONS,
+    SEARCHES,
+    chosen_files,
+    decide,
+    decision_of,
+    nested,
+    optimistic,
+)
 
 # %% ../nbs/55_study.ipynb #175ed35b
-METRICS = ("auroc", "auprc", "accuracy", "f_measure", "f_beta", "g_beta", "challenge")   # the columns of the paper's table, in its order
-FUSIONS = {"concat": dict(), "gate": dict(gating=True), "balanced": dict(gating=True, heads=True, gate_rate=0.03)}   # what `fuse` is told: no gate, the paper's gate, a gate that comes late and two branches that learn by themselves
-MODELS = (*MODALITIES, "average", *FUSIONS)                                              # one modality; the mean of the two classifiers' probabilities; both trained together
+METRICS = (
+    "auroc",
+    "auprc",
+    "accuracy",
+    "f_measure",
+    "f_beta",
+    "g_beta",
+    "challenge",
+)  # the columns of the paper's table, in its order
+FUSIONS = {
+    "concat": dict(),
+    "gate": dict(gating=True),
+    "balanced": dict(gating=True, heads=True, gate_lr_scale=0.03),
+}  # what `fuse` is told: no gate, the paper's gate, a gate that comes late and two branches that learn by themselves
+MODELS = (
+    *MODALITIES,
+    "average",
+    *FUSIONS,
+)  # one modality; the mean of the two classifiers' probabilities; both trained together
 
-REAL = SETTINGS | {"fusion": dict(finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_rate=1.0))}   # small networks for hundreds of recordings on a CPU
+REAL = SETTINGS | {
+    "fusion": dict(
+        finetune=dict(epochs=15, batch_size=32, lr=3e-3, freeze_epochs=2, encoder_lr_scale=1.0)
+    )
+}  # small networks for hundreds of recordings on a CPU
 
 
 def fuse_stage(
-    out,                   # folder of the study
-    store: Store,          # a prepared database
-    model: str,            # one of `FUSIONS`
-    arm: str,              # for the name: "scratch" or a method
-    pretrained: dict,      # modality -> folder of a `pretrain_stage`; empty for scratch
-    fold,                  # the test fold
-    seed: int,             # of everything random
-    settings: dict,        # as in `REAL`
-    cpu: bool = False,     # leave an accelerator alone
-    progress: bool = False, # show a bar
-) -> tuple:                # the run's folder and its scores
+    out,  # folder of the study
+    store: Store,  # a prepared database
+    model: str,  # one of `FUSIONS`
+    arm: str,  # for the name: "scratch" or a method
+    pretrained: dict,  # modality -> folder of a `pretrain_stage`; empty for scratch
+    fold,  # the test fold
+    seed: int,  # of everything random
+    settings: dict,  # as in `REAL`
+    cpu: bool = False,  # leave an accelerator alone
+    progress: bool = False,  # show a bar
+) -> tuple:  # the run's folder and its scores
     "Train a fusion once."
     told, encoders = settings["fusion"], {m: settings[m]["encoder"] for m in MODALITIES}
-    wanted = dict(model=model, told=told, encoders=encoders, pretrained={m: Path(p).name for m, p in pretrained.items()}, fold=fold, seed=seed, store=store.meta["content"])
+    wanted = dict(
+        model=model,
+        told=told,
+        encoders=encoders,
+        pretrained={m: Path(p).name for m, p in pretrained.items()},
+        fold=fold,
+        seed=seed,
+        store=store.meta["content"],
+    )
     folder = keyed(out, f"fuse-{model}-{arm}-fold{fold}-seed{seed}", wanted)
-    return folder, fuse(store, folder, fold, encoders=encoders, pretrained=pretrained, seed=seed, progress=progress, cpu=cpu, **FUSIONS[model], **told["finetune"])
+    return folder, fuse(
+        store,
+        folder,
+        fold,
+        encoders=encoders,
+        pretrained=pretrained,
+        seed=seed,
+        progress=progress,
+        cpu=cpu,
+        **FUSIONS[model],
+        **told["finetune"],
+    )
 
 # %% ../nbs/55_study.ipynb #6348a582
 def _runs(out, store, unlabelled, model, arm, fold, seed, settings, cpu, progress):
     "The folders of the trained runs that a model of the study consists of, and the seconds that they took."
     wanted = (model,) if model in MODALITIES else MODALITIES
-    pretrained = {m: pretrain_stage(out, store, unlabelled, m, arm, fold, seed, settings[m], cpu, progress) for m in wanted} if arm in METHODS else {}
-    if model in FUSIONS: done = [fuse_stage(out, store, model, arm, pretrained, fold, seed, settings, cpu, progress)]
-    else: done = [finetune_stage(out, store, m, arm, pretrained.get(m), fold, seed, settings[m], cpu=cpu, progress=progress) for m in wanted]
-    return [folder for folder, _ in done], sum(h["seconds"] for _, told in done for h in told["history"])
+    pretrained = (
+        {
+            m: pretrain_stage(
+                out, store, unlabelled, m, arm, fold, seed, settings[m], cpu, progress
+            )
+            for m in wanted
+        }
+        if arm in METHODS
+        else {}
+    )
+    if model in FUSIONS:
+        done = [fuse_stage(out, store, model, arm, pretrained, fold, seed, settings, cpu, progress)]
+    else:
+        done = [
+            finetune_stage(
+                out,
+                store,
+                m,
+                arm,
+                pretrained.get(m),
+                fold,
+                seed,
+                settings[m],
+                cpu=cpu,
+                progress=progress,
+            )
+            for m in wanted
+        ]
+    return [folder for folder, _ in done], sum(
+        h["seconds"] for _, told in done for h in told["history"]
+    )
 
 
 def judge_stage(
-    out,                   # folder of the study
-    model: str,            # for the name
-    arm: str,              # for the name
-    runs,                  # folders of runs; of several the mean probabilities are judged
-    fold,                  # the test fold
-    seed: int,             # of the training
-    best_by: str,          # "auroc" or "auprc": which epoch
-    search: str,           # of the thresholds, see `nested`
-    calibration: str,      # before them
-) -> Path:                 # a folder with `decisions.npz`, the figures of the choice in its marker, and, of a single run, `decision.json` for its model
+    out,  # folder of the study
+    model: str,  # for the name
+    arm: str,  # for the name
+    runs,  # folders of runs; of several the mean probabilities are judged
+    fold,  # the test fold
+    seed: int,  # of the training
+    best_by: str,  # "auroc" or "auprc": which epoch
+    search: str,  # of the thresholds, see `nested`
+    calibration: str,  # before them
+) -> Path:  # a folder with `decisions.npz`, the figures of the choice in its marker, and, of a single run, `decision.json` for its model
     "Calibration and thresholds from tune, decisions on test; beside it the paper's protocol, everything chosen on test by the paper's search. Nothing in the folders of the runs is changed."
-    wanted = dict(runs=[r.name for r in runs], best_by=best_by, search=search, calibration=calibration)
-    with Run.begin(keyed(out, f"judge-{model}-{arm}-fold{fold}-seed{seed}", wanted), "judgement", wanted, ["decisions.npz", "decision.json"]) as run:
+    wanted = dict(
+        runs=[r.name for r in runs], best_by=best_by, search=search, calibration=calibration
+    )
+    with Run.begin(
+        keyed(out, f"judge-{model}-{arm}-fold{fold}-seed{seed}", wanted),
+        "judgement",
+        wanted,
+        ["decisions.npz", "decision.json"],
+    ) as run:
         if not run.done:
-            told, arrays = _judge([dict(np.load(chosen_files(r, best_by)[1], allow_pickle=False)) for r in runs], search, calibration)
+            told, arrays = _judge(
+                [dict(np.load(chosen_files(r, best_by)[1], allow_pickle=False)) for r in runs],
+                search,
+                calibration,
+            )
+
             def write(part):
-                with open(part, "wb") as f: np.savez(f, **arrays)
+                with open(part, "wb") as f:
+                    np.savez(f, **arrays)
+
             run.write("decisions.npz", write)
-            if len(runs) == 1: save_decision(chosen_files(runs[0], best_by)[0], decision_of(told["nested"] | dict(best_by=best_by)), run.path("decision.json"))
-            run.finish({name: {k: t[k] for k in ("interval", "searches")} for name, t in told.items()})
+            if len(runs) == 1:
+                save_decision(
+                    chosen_files(runs[0], best_by)[0],
+                    decision_of(told["nested"] | dict(best_by=best_by)),
+                    run.path("decision.json"),
+                )
+            run.finish(
+                {name: {k: t[k] for k in ("interval", "searches")} for name, t in told.items()}
+            )
     return run.folder
 
 
 def _judge(held, search, calibration):
     "What both protocols choose for runs on the same recordings, of several for their mean probabilities; and the test recordings with probabilities and decisions."
-    if any(not np.array_equal(h["test_rows"], held[0]["test_rows"]) for h in held): raise EcgmmError("judge_stage: runs on the same recordings are needed")
+    if any(not np.array_equal(h["test_rows"], held[0]["test_rows"]) for h in held):
+        raise EcgmmError("judge_stage: runs on the same recordings are needed")
     mean = lambda key: np.mean([h[key] for h in held], axis=0)
     tune, test = ((held[0][f"{role}_y"], mean(f"{role}_prob")) for role in ("tune", "test"))
     late = mean("paper_prob") if all("paper_prob" in h for h in held) else test[1]
     told = {"nested": nested(tune, test, search, calibration)}
-    if not np.isnan(challenge_score(test[0], test[0])): told["paper"] = optimistic((test[0], late), "official", "none")   # normal recordings alone have no score, and nothing can be chosen on them
+    if not np.isnan(challenge_score(test[0], test[0])):
+        told["paper"] = optimistic(
+            (test[0], late), "official", "none"
+        )  # normal recordings alone have no score, and nothing can be chosen on them
     decided = {name: decide(t, late if name == "paper" else test[1]) for name, t in told.items()}
-    return told, dict(rows=held[0]["test_rows"], y=test[0], **{f"{name}_{what}": v for name, pair in decided.items() for what, v in zip(("prob", "decided"), pair)})
+    return told, dict(
+        rows=held[0]["test_rows"],
+        y=test[0],
+        **{
+            f"{name}_{what}": v
+            for name, pair in decided.items()
+            for what, v in zip(("prob", "decided"), pair)
+        },
+    )
 
 
 def _figures(judged):
     "The seven figures of a judgement by each protocol, NaN where there are none: from the decisions, so that a further figure needs no further work."
     with np.load(judged / "decisions.npz", allow_pickle=False) as d:
-        reports = {p: report(d["y"], d[f"{p}_prob"], d[f"{p}_decided"]) if f"{p}_prob" in d else {} for p in ("nested", "paper")}
-    return {f"{'paper_' * (p == 'paper')}{m}": r.get(m, np.nan) for p, r in reports.items() for m in METRICS}
+        reports = {
+            p: report(d["y"], d[f"{p}_prob"], d[f"{p}_decided"]) if f"{p}_prob" in d else {}
+            for p in ("nested", "paper")
+        }
+    return {
+        f"{'paper_' * (p == 'paper')}{m}": r.get(m, np.nan)
+        for p, r in reports.items()
+        for m in METRICS
+    }
 
 # %% ../nbs/55_study.ipynb #65884365
 def study(
-    store: Store,                        # a prepared database
-    out,                                 # folder for all stages and `scores.csv`, the table of all that is done (`asked` tells settings apart, those of the latest call come first); a stopped study continues here
-    folds=(0,),                          # test folds, numbers or names of sources to leave out
-    models=MODELS,                       # which, see `MODELS`
-    arms=("scratch", "dino"),            # "scratch" and methods of pre-training
-    seeds=(0,),                          # of everything random
-    unlabelled=(),                       # further stores for pre-training
-    settings: dict = None,               # as in `REAL`
-    best_by: str = "auroc",              # figure of tune that chooses the epoch
-    search: str = "shrunk",              # of the thresholds
-    calibration: str = "temperature",    # before them
-    part=(0, 1),                         # (i, n): only each n-th pair of fold and seed, so that n processes can share the work
-    progress: bool = True,               # show bars
-    cpu: bool = False,                   # leave an accelerator alone
-) -> pd.DataFrame:                       # a row per model, arm, fold and seed: the seven figures on test, with "paper_" before them those of the paper's protocol, and where the runs, the judgement and the chosen model with its predictions are
+    store: Store,  # a prepared database
+    # folder for all stages and `scores.csv`, the table of all that is done (`asked` tells settings
+    # apart, those of the latest call come first); a stopped study continues here
+    out,
+    folds=(0,),  # test folds, numbers or names of sources to leave out
+    models=MODELS,  # which, see `MODELS`
+    arms=("scratch", "dino"),  # "scratch" and methods of pre-training
+    seeds=(0,),  # of everything random
+    unlabelled=(),  # further stores for pre-training
+    settings: dict = None,  # as in `REAL`
+    best_by: str = "auroc",  # figure of tune that chooses the epoch
+    search: str = "shrunk",  # of the thresholds
+    calibration: str = "temperature",  # before them
+    part=(
+        0,
+        1,
+    ),  # (i, n): only each n-th pair of fold and seed, so that n processes can share the work
+    progress: bool = True,  # show bars
+    cpu: bool = False,  # leave an accelerator alone
+) -> pd.DataFrame:  # a row per model, arm, fold and seed: the seven figures on test, with "paper_" before them those of the paper's protocol, and where the runs, the judgement and the chosen model with its predictions are
     "Train and judge every combination that is not done yet."
     one_process("study")
     out, rows, settings = Path(out), [], copy.deepcopy(settings or REAL)
     _check_study(store, folds, models, arms, seeds, best_by, search, calibration, part)
-    study_run(out, store).__exit__(None, None, None)                               # says beforehand what stands in the way
-    for told in settings.values(): told["finetune"] = told["finetune"] | dict(paper=True)
-    asked = fingerprint(dict(settings=settings, best_by=best_by, search=search, calibration=calibration, stores=[s.meta["content"] for s in (store, *unlabelled)]), 5)
-    jobs = [(seed, fold, arm, model) for job, (seed, fold) in enumerate((s, k) for s in seeds for k in folds) if job % part[1] == part[0] for arm in arms for model in models]
+    study_run(out, store).__exit__(None, None, None)  # says beforehand what stands in the way
+    for told in settings.values():
+        told["finetune"] = told["finetune"] | dict(paper=True)
+    asked = fingerprint(
+        dict(
+            settings=settings,
+            best_by=best_by,
+            search=search,
+            calibration=calibration,
+            stores=[s.meta["content"] for s in (store, *unlabelled)],
+        ),
+        5,
+    )
+    jobs = [
+        (seed, fold, arm, model)
+        for job, (seed, fold) in enumerate((s, k) for s in seeds for k in folds)
+        if job % part[1] == part[0]
+        for arm in arms
+        for model in models
+    ]
     with progress_bar(len(jobs), "runs", "study", progress) as bar:
         for seed, fold, arm, model in jobs:
             bar.set_description(f"fold {fold}, seed {seed}: {model}, {arm}")
-            runs, seconds = _runs(out, store, unlabelled, model, arm, fold, seed, settings, cpu, progress)
+            runs, seconds = _runs(
+                out, store, unlabelled, model, arm, fold, seed, settings, cpu, progress
+            )
             judged = judge_stage(out, model, arm, runs, fold, seed, best_by, search, calibration)
-            low, high = (v if v is not None else np.nan for v in read_marker(judged)["result"]["nested"]["interval"].values())
-            rows.append(dict(model=model, arm=arm, fold=fold, seed=seed, **_figures(judged), low=low, high=high, seconds=seconds, runs=" ".join(r.name for r in runs), judged=judged.name,
-                             chosen=" ".join("/".join((r.name, f.name)) for r in runs for f in chosen_files(r, best_by)), asked=asked))
+            low, high = (
+                v if v is not None else np.nan
+                for v in read_marker(judged)["result"]["nested"]["interval"].values()
+            )
+            rows.append(
+                dict(
+                    model=model,
+                    arm=arm,
+                    fold=fold,
+                    seed=seed,
+                    **_figures(judged),
+                    low=low,
+                    high=high,
+                    seconds=seconds,
+                    runs=" ".join(r.name for r in runs),
+                    judged=judged.name,
+                    chosen=" ".join(
+                        "/".join((r.name, f.name)) for r in runs for f in chosen_files(r, best_by)
+                    ),
+                    asked=asked,
+                )
+            )
             bar.update()
     table = pd.DataFrame(rows)
-    if part == (0, 1): _write_scores(out, store, table)
+    if part == (0, 1):
+        _write_scores(out, store, table)
     return table
 
 
 def _check_study(store, folds, models, arms, seeds, best_by, search, calibration, part):
     "A wrong word is said before hours of work."
-    if wrong := [m for m in models if m not in MODELS] + [a for a in arms if a not in ("scratch", *METHODS)]: raise EcgmmError(f"study: models among {', '.join(MODELS)} and arms among scratch, {', '.join(METHODS)} are needed, got {wrong[0]!r}")
+    if wrong := [m for m in models if m not in MODELS] + [
+        a for a in arms if a not in ("scratch", *METHODS)
+    ]:
+        raise EcgmmError(
+            f"study: models among {', '.join(MODELS)} and arms among scratch, {', '.join(METHODS)} are needed, got {wrong[0]!r}"
+        )
     for what, given in dict(folds=folds, models=models, arms=arms, seeds=seeds).items():
-        if len(given) == 0 or len(set(given)) < len(given): raise EcgmmError(f"study: {what}, each once, are needed, got {list(given)}")
+        if len(given) == 0 or len(set(given)) < len(given):
+            raise EcgmmError(f"study: {what}, each once, are needed, got {list(given)}")
     if search not in SEARCHES or calibration not in CALIBRATIONS or best_by not in CHOICES:
-        raise EcgmmError(f"study: a search among {', '.join(SEARCHES)}, a calibration among {', '.join(CALIBRATIONS)} and best_by among {', '.join(CHOICES)} are needed, got {search!r}, {calibration!r} and {best_by!r}")
-    if not 0 <= part[0] < part[1]: raise EcgmmError(f"study: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
-    for fold in folds: store.split(fold)
+        raise EcgmmError(
+            f"study: a search among {', '.join(SEARCHES)}, a calibration among {', '.join(CALIBRATIONS)} and best_by among {', '.join(CHOICES)} are needed, got {search!r}, {calibration!r} and {best_by!r}"
+        )
+    if not 0 <= part[0] < part[1]:
+        raise EcgmmError(
+            f"study: a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}"
+        )
+    for fold in folds:
+        store.split(fold)
 
 
-STUDY_FILES = ("scores.csv", "answers.csv", "answers.npz", "classes.csv", "searches.csv", "circumstances.json")
+STUDY_FILES = (
+    "scores.csv",
+    "answers.csv",
+    "answers.npz",
+    "classes.csv",
+    "searches.csv",
+    "environment.json",
+)
 
 
 def study_run(
-    out,             # folder of a study
-    store: Store,    # its database
-) -> Run:            # for the tables that each call gathers anew; the stages beside them are runs of their own
+    out,  # folder of a study
+    store: Store,  # its database
+) -> (
+    Run
+):  # for the tables that each call gathers anew; the stages beside them are runs of their own
     "The folder of a study, while its tables are written."
-    return Run.begin(out, "study", dict(store=store.meta["content"]), STUDY_FILES, renew=True, beside=True)
+    return Run.begin(
+        out, "study", dict(store=store.meta["content"]), STUDY_FILES, renew=True, beside=True
+    )
 
 
 def _write_scores(out, store, table):
@@ -172,7 +353,14 @@ def _write_scores(out, store, table):
         if (out / "scores.csv").is_file():
             earlier, key = _all_scores(out), ["model", "arm", "fold", "seed", "asked"]
             new = set(map(tuple, table[key].to_numpy().tolist()))
-            kept = np.array([tuple(r[key].tolist()) not in new and read_marker(out / r["judged"]).get("state") == "done" for _, r in earlier.iterrows()], bool)
+            kept = np.array(
+                [
+                    tuple(r[key].tolist()) not in new
+                    and read_marker(out / r["judged"]).get("state") == "done"
+                    for _, r in earlier.iterrows()
+                ],
+                bool,
+            )
             table = pd.concat([table, earlier[kept]]) if kept.any() else table
         run.write("scores.csv", table.to_csv(index=False))
         run.finish()
@@ -180,32 +368,47 @@ def _write_scores(out, store, table):
 
 def _all_scores(out):
     "The rows of all settings."
-    return pd.read_csv(Path(out) / "scores.csv", dtype={"fold": str}, keep_default_na=False, na_values=[""]).assign(fold=lambda t: t["fold"].map(as_fold))
+    return pd.read_csv(
+        Path(out) / "scores.csv", dtype={"fold": str}, keep_default_na=False, na_values=[""]
+    ).assign(fold=lambda t: t["fold"].map(as_fold))
 
 
 def read_scores(
-    out,                 # folder of a study
-) -> pd.DataFrame:       # as `study` returns it: all that is done with the settings of the latest call
+    out,  # folder of a study
+) -> pd.DataFrame:  # as `study` returns it: all that is done with the settings of the latest call
     "The table of a finished study."
-    if not (Path(out) / "scores.csv").is_file() or read_marker(out).get("kind") != "study": raise EcgmmError(f"read_scores: {out} has no scores.csv: not a study, or not finished")
+    if not (Path(out) / "scores.csv").is_file() or read_marker(out).get("kind") != "study":
+        raise EcgmmError(f"read_scores: {out} has no scores.csv: not a study, or not finished")
     return _all_scores(out)[lambda t: t["asked"] == t["asked"].iloc[0]].reset_index(drop=True)
 
 # %% ../nbs/55_study.ipynb #9068aec6
 def numbered(
-    scores: pd.DataFrame,   # what `study` returned
-) -> pd.DataFrame:          # its rows of numbered folds, without those of left-out sources
+    scores: pd.DataFrame,  # what `study` returned
+) -> pd.DataFrame:  # its rows of numbered folds, without those of left-out sources
     "The rows that make a cross-validation."
     return scores[[not isinstance(k, str) for k in scores["fold"]]]
 
 
 def summary(
-    scores: pd.DataFrame,       # what `study` returned
-    protocol: str = "nested",   # or "paper", which is optimistic
-) -> pd.DataFrame:              # a row per model and arm: the paper's columns, "mean ± standard deviation" over folds and seeds
+    scores: pd.DataFrame,  # what `study` returned
+    protocol: str = "nested",  # or "paper", which is optimistic
+) -> (
+    pd.DataFrame
+):  # a row per model and arm: the paper's columns, "mean ± standard deviation" over folds and seeds
     "The table that goes into a paper."
-    if protocol not in ("nested", "paper"): raise EcgmmError(f"summary: the protocol nested or paper is needed, got {protocol!r}")
+    if protocol not in ("nested", "paper"):
+        raise EcgmmError(f"summary: the protocol nested or paper is needed, got {protocol!r}")
     start = "paper_" if protocol == "paper" else ""
-    def cell(v): return f"{v.mean():.3f} ± {v.std(ddof=1):.3f}" if v.notna().sum() > 1 else f"{v.mean():.3f}" if v.notna().any() else "-"
+
+    def cell(v):
+        return (
+            f"{v.mean():.3f} ± {v.std(ddof=1):.3f}"
+            if v.notna().sum() > 1
+            else f"{v.mean():.3f}"
+            if v.notna().any()
+            else "-"
+        )
+
     groups = numbered(scores).groupby(["model", "arm"], sort=False)
     table = pd.DataFrame({key: {m: cell(g[start + m]) for m in METRICS} for key, g in groups}).T
     table.insert(0, "runs", groups.size())
@@ -213,38 +416,48 @@ def summary(
 
 
 def optimism(
-    scores: pd.DataFrame,   # what `study` returned
-) -> pd.DataFrame:          # a row per model and arm: figure by figure, what the paper's protocol says more than the honest one
+    scores: pd.DataFrame,  # what `study` returned
+) -> pd.DataFrame:  # a row per model and arm: figure by figure, what the paper's protocol says more than the honest one
     "The gap between the two protocols, mean over runs: a result of its own."
     groups = numbered(scores).groupby(["model", "arm"], sort=False)
-    return pd.DataFrame({key: {m: (g[f"paper_{m}"] - g[m]).mean() for m in METRICS} for key, g in groups}).T
+    return pd.DataFrame(
+        {key: {m: (g[f"paper_{m}"] - g[m]).mean() for m in METRICS} for key, g in groups}
+    ).T
 
 # %% ../nbs/55_study.ipynb #7088d948
 def pooled(
-    out,                        # folder of a study
-    scores: pd.DataFrame,       # what `study` returned
-    model: str,                 # one of its models
-    arm: str,                   # one of its arms
-    protocol: str = "nested",   # or "paper"
-    folds=None,                 # which; all numbered ones if None
-) -> dict:                      # "rows" of the store, "y", "prob" (calibrated), "decided": each (N, ...), test recordings of all folds, each once
+    out,  # folder of a study
+    scores: pd.DataFrame,  # what `study` returned
+    model: str,  # one of its models
+    arm: str,  # one of its arms
+    protocol: str = "nested",  # or "paper"
+    folds=None,  # which; all numbered ones if None
+) -> dict:  # "rows" of the store, "y", "prob" (calibrated), "decided": each (N, ...), test recordings of all folds, each once
     "The judged test recordings of all folds together, of the first seed."
-    t = scores[(scores["model"] == model) & (scores["arm"] == arm) & (scores["seed"] == scores["seed"].iloc[0])]
+    t = scores[
+        (scores["model"] == model)
+        & (scores["arm"] == arm)
+        & (scores["seed"] == scores["seed"].iloc[0])
+    ]
     t = numbered(t) if folds is None else t[t["fold"].isin(folds)]
-    if t.empty: raise EcgmmError(f"pooled: a model and arm of this study are needed, got {model} and {arm}")
+    if t.empty:
+        raise EcgmmError(f"pooled: a model and arm of this study are needed, got {model} and {arm}")
     parts = []
     for name in t["judged"]:
         with np.load(Path(out) / name / "decisions.npz", allow_pickle=False) as d:
-            parts.append({"rows": d["rows"], "y": d["y"]} | {k: d[f"{protocol}_{k}"] for k in ("prob", "decided")})
+            parts.append(
+                {"rows": d["rows"], "y": d["y"]}
+                | {k: d[f"{protocol}_{k}"] for k in ("prob", "decided")}
+            )
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 # %% ../nbs/55_study.ipynb #348bb6ed
 def source_scores(
-    store: Store,               # the prepared database of the study
-    out,                        # its folder
-    scores: pd.DataFrame,       # what `study` returned
-    draws: int = 300,           # of the bootstrap
-) -> pd.DataFrame:              # a row per model, arm and source: recordings, the seven figures, the 95 % interval of the Challenge score
+    store: Store,  # the prepared database of the study
+    out,  # its folder
+    scores: pd.DataFrame,  # what `study` returned
+    draws: int = 300,  # of the bootstrap
+) -> pd.DataFrame:  # a row per model, arm and source: recordings, the seven figures, the 95 % interval of the Challenge score
     "How well each source is judged: a model can look good over all by knowing one hospital from another."
     rows = []
     for model, arm in numbered(scores)[["model", "arm"]].drop_duplicates().itertuples(index=False):
@@ -253,72 +466,135 @@ def source_scores(
         for name in (*sorted(set(source)), "all"):
             at = np.flatnonzero(source == name) if name != "all" else np.arange(len(source))
             y, prob, decided = (p[k][at] for k in ("y", "prob", "decided"))
-            try: low, high = bootstrap_interval(challenge_score, y, decided, groups=store.groups[p["rows"][at]], rng=np.random.default_rng(0), n=draws)
-            except ValueError: low = high = np.nan                            # nothing but normal recordings: there is no score
-            rows.append(dict(model=model, arm=arm, source=name, recordings=len(at), **report(y, prob, decided), low=low, high=high))
+            try:
+                low, high = bootstrap_interval(
+                    challenge_score,
+                    y,
+                    decided,
+                    groups=store.groups[p["rows"][at]],
+                    rng=np.random.default_rng(0),
+                    n=draws,
+                )
+            except ValueError:
+                low = high = np.nan  # nothing but normal recordings: there is no score
+            rows.append(
+                dict(
+                    model=model,
+                    arm=arm,
+                    source=name,
+                    recordings=len(at),
+                    **report(y, prob, decided),
+                    low=low,
+                    high=high,
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/55_study.ipynb #8ce55af9
 def class_scores(
-    out,                        # folder of a study
-    scores: pd.DataFrame,       # what `study` returned
-    model: str,                 # one of its models
-    arm: str,                   # one of its arms
-    draws: int = 500,           # of the bootstrap
-) -> pd.DataFrame:              # a row per class: positives, decided, found, AUROC, AUPRC and their 95 % intervals over recordings
+    out,  # folder of a study
+    scores: pd.DataFrame,  # what `study` returned
+    model: str,  # one of its models
+    arm: str,  # one of its arms
+    draws: int = 500,  # of the bootstrap
+) -> pd.DataFrame:  # a row per class: positives, decided, found, AUROC, AUPRC and their 95 % intervals over recordings
     "How well each class is found, over the test recordings of all folds."
     p, rng = pooled(out, scores, model, arm), np.random.default_rng(0)
-    weight = np.concatenate([np.ones((1, len(p["y"])), int), rng.multinomial(len(p["y"]), np.full(len(p["y"]), 1 / len(p["y"])), size=draws)])
+    weight = np.concatenate(
+        [
+            np.ones((1, len(p["y"])), int),
+            rng.multinomial(len(p["y"]), np.full(len(p["y"]), 1 / len(p["y"])), size=draws),
+        ]
+    )
     rows = {}
     for k, name in enumerate(ABBREVIATIONS):
         y, prob, decided = p["y"][:, k], p["prob"][:, k], p["decided"][:, k]
-        row = dict(positives=int(y.sum()), decided=int(decided.sum()), found=int((decided & (y > 0)).sum()))
+        row = dict(
+            positives=int(y.sum()), decided=int(decided.sum()), found=int((decided & (y > 0)).sum())
+        )
         for m, of in FIGURES.items():
             values = of(y, prob, weight) if 0 < y.sum() < len(y) else np.full(draws + 1, np.nan)
-            low, high = np.nanquantile(values[1:], [0.025, 0.975]) if np.isfinite(values[1:]).any() else (np.nan, np.nan)
+            low, high = (
+                np.nanquantile(values[1:], [0.025, 0.975])
+                if np.isfinite(values[1:]).any()
+                else (np.nan, np.nan)
+            )
             row |= {m: values[0], f"{m}_low": low, f"{m}_high": high}
         rows[name] = row
     return pd.DataFrame(rows).T
 
 # %% ../nbs/55_study.ipynb #30c7cab0
 def left_out(
-    scores: pd.DataFrame,   # what `study` returned
-) -> pd.DataFrame:          # a row per model, arm and left-out source: the seven figures, means over seeds
+    scores: pd.DataFrame,  # what `study` returned
+) -> pd.DataFrame:  # a row per model, arm and left-out source: the seven figures, means over seeds
     "How a model does on a source that it has never seen."
     t = scores[[isinstance(k, str) for k in scores["fold"]]]
-    return t.groupby(["model", "arm", "fold"], sort=False)[list(METRICS)].mean().reset_index().rename(columns={"fold": "source"})
+    return (
+        t.groupby(["model", "arm", "fold"], sort=False)[list(METRICS)]
+        .mean()
+        .reset_index()
+        .rename(columns={"fold": "source"})
+    )
 
 # %% ../nbs/55_study.ipynb #39d33628
 def search_scores(
-    out,                    # folder of a study
-    scores: pd.DataFrame,   # what `study` returned
-) -> pd.DataFrame:          # a row per run and search: "test" of thresholds from tune, "tune" where they were chosen, "optimistic" of the same search on test itself
+    out,  # folder of a study
+    scores: pd.DataFrame,  # what `study` returned
+) -> pd.DataFrame:  # a row per run and search: "test" of thresholds from tune, "tune" where they were chosen, "optimistic" of the same search on test itself
     "The Challenge score by every search of thresholds, chosen where they should be, and where they should not."
     rows = []
     for r in numbered(scores).itertuples():
         told = read_marker(Path(out) / r.judged)["result"]
-        rows += [dict(model=r.model, arm=r.arm, fold=r.fold, seed=r.seed, search=s, **{k: np.nan if v is None else v for k, v in by.items()}, optimistic=told.get("paper", {}).get("searches", {}).get(s, {}).get("test")) for s, by in told["nested"]["searches"].items()]
+        rows += [
+            dict(
+                model=r.model,
+                arm=r.arm,
+                fold=r.fold,
+                seed=r.seed,
+                search=s,
+                **{k: np.nan if v is None else v for k, v in by.items()},
+                optimistic=told.get("paper", {}).get("searches", {}).get(s, {}).get("test"),
+            )
+            for s, by in told["nested"]["searches"].items()
+        ]
     return pd.DataFrame(rows).astype({"optimistic": float})
 
 # %% ../nbs/55_study.ipynb #2756b13b
-def published() -> pd.DataFrame:   # a row per result: who, protocol, the paper's columns, source
+def published() -> pd.DataFrame:  # a row per result: who, protocol, the paper's columns, source
     "The numbers to beat, each with its protocol and where it stands."
     return pd.read_csv(resources.files("ecgmm") / "tables" / "published.csv")
 
 # %% ../nbs/55_study.ipynb #4b2b1edc
 def as_comparison(
-    out,                    # folder of a study
-    scores: pd.DataFrame,   # what `study` returned
-) -> tuple:                 # rows, ranks and labels in the form of `save_comparison`
+    out,  # folder of a study
+    scores: pd.DataFrame,  # what `study` returned
+) -> tuple:  # rows, ranks and labels in the form of `save_comparison`
     "A study's (calibrated) answers as ranks, for paired intervals of AUROC and average precision."
     t, all_ranks, ys, figures = numbered(scores), [], {}, []
-    if t.empty: raise EcgmmError("as_comparison: numbered folds are needed, got left-out sources alone")
+    if t.empty:
+        raise EcgmmError("as_comparison: numbered folds are needed, got left-out sources alone")
     for r in t.itertuples():
-        with np.load(Path(out) / r.judged / "decisions.npz", allow_pickle=False) as d: y, prob = d["y"], d["nested_prob"]
+        with np.load(Path(out) / r.judged / "decisions.npz", allow_pickle=False) as d:
+            y, prob = d["y"], d["nested_prob"]
         ys[r.fold] = y
         all_ranks.append(ranks(prob))
         c = per_class(y, prob)
-        figures.append({f"{m}_3": macro(c[m], c["positives"], 3) for m in FIGURES} | dict(classes_3=int((c["positives"] >= 3).sum())))
+        figures.append(
+            {f"{m}_3": macro(c[m], c["positives"], 3) for m in FIGURES}
+            | dict(classes_3=int((c["positives"] >= 3).sum()))
+        )
     longest = max(map(len, all_ranks))
-    padded = np.stack([np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in all_ranks]).astype(np.int16)
-    return pd.concat([t.drop(columns=["runs", "judged", "chosen", "asked"]).reset_index(drop=True), pd.DataFrame(figures)], axis=1), padded, ys
+    padded = np.stack(
+        [np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in all_ranks]
+    ).astype(np.int16)
+    return (
+        pd.concat(
+            [
+                t.drop(columns=["runs", "judged", "chosen", "asked"]).reset_index(drop=True),
+                pd.DataFrame(figures),
+            ],
+            axis=1,
+        ),
+        padded,
+        ys,
+    )

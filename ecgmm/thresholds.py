@@ -18,9 +18,17 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from .command import EcgmmError, command
+from . import EcgmmError
+from .settings import command
 from .data import ABBREVIATIONS
-from .metrics import _labels_and_prob, bootstrap_interval, challenge_score, challenge_terms, common_threshold, report
+from ecgmm.metrics import (
+    _labels_and_prob,
+    bootstrap_interval,
+    challenge_score,
+    challenge_terms,
+    common_threshold,
+    report,
+)
 from .models import save_decision
 from .runs import Run, finished, plain
 
@@ -29,7 +37,10 @@ def _gain(terms, y, decided, k):
     "(N,) what each recording's reward gains if class `k` is decided, all other decisions as they are; and its reward without class `k`."
     others = decided.copy()
     others[:, k] = False
-    earned, n = np.einsum("nk,nk->n", terms.worth, others), terms.n_labels + (others & ~y).sum(axis=1)
+    earned, n = (
+        np.einsum("nk,nk->n", terms.worth, others),
+        terms.n_labels + (others & ~y).sum(axis=1),
+    )
     without = earned / np.maximum(1, n)
     return (earned + terms.worth[:, k]) / np.maximum(1, n + ~y[:, k]) - without, without
 
@@ -37,18 +48,22 @@ def _gain(terms, y, decided, k):
 def _checked(name, y, prob):
     "Labels as booleans, probabilities as float64: (N, 24) each, from 0 to 1."
     y, prob = _labels_and_prob(name, y, prob)
-    if y.shape[1] != len(ABBREVIATIONS): raise EcgmmError(f"{name}: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}")
+    if y.shape[1] != len(ABBREVIATIONS):
+        raise EcgmmError(
+            f"{name}: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}"
+        )
     outside = (prob < 0) | (prob > 1)
-    if outside.any(): raise EcgmmError(f"{name}: probabilities from 0 to 1 are needed, got {prob[outside][0]}")
+    if outside.any():
+        raise EcgmmError(f"{name}: probabilities from 0 to 1 are needed, got {prob[outside][0]}")
     return y, prob
 
 # %% ../nbs/50_thresholds.ipynb #66e4da35
 def official_thresholds(
-    y,                                   # (N, 24) labels, 0 or 1
-    prob,                                # (N, 24) probabilities
-    grid=(0.1, 0.2, 0.3, 0.4, 0.5),      # values to try, the paper's
-    others: float = 0.1,                 # threshold of all other classes meanwhile, the paper's
-) -> np.ndarray:                         # (24,) the first best of `grid` for each class; decide prob >= threshold
+    y,  # (N, 24) labels, 0 or 1
+    prob,  # (N, 24) probabilities
+    grid=(0.1, 0.2, 0.3, 0.4, 0.5),  # values to try, the paper's
+    others: float = 0.1,  # threshold of all other classes meanwhile, the paper's
+) -> np.ndarray:  # (24,) the first best of `grid` for each class; decide prob >= threshold
     "The paper's search: each class alone, as if the others were at 0.1 for ever."
     y, prob = _checked("official_thresholds", y, prob)
     terms, decided, out = challenge_terms(y), prob >= others, np.empty(len(ABBREVIATIONS))
@@ -62,21 +77,27 @@ def official_thresholds(
 def _best_cut(gain, p, order, ends):
     "The best threshold of one class and the sum of gains above it; `order` sorts `p` falling, `ends` are the last places of equal values in it."
     sums = np.concatenate([[0], np.cumsum(gain[order])[ends]])
-    best = int(np.argmax(sums >= sums.max() - 1e-9))                  # the fewest decisions among equals
+    best = int(np.argmax(sums >= sums.max() - 1e-9))  # the fewest decisions among equals
     values = p[order][ends]
     above = values[best - 1] if best else 1.0
     below = values[best] if best < len(values) else 0.0
     middle = (above + below) / 2
-    if best == len(values) or middle > below: return middle, sums[best]
+    if best == len(values) or middle > below:
+        return middle, sums[best]
     return (above if best else np.nextafter(1, 2)), sums[best]
 
 # %% ../nbs/50_thresholds.ipynb #559a3032
 def _ascend(y, prob, start, held, sweeps=100):
     "Coordinate ascent from the thresholds `start`; classes in `held` stay."
     terms, t, decided = challenge_terms(y), np.array(start, dtype=np.float64), prob >= start
-    earned, n = np.einsum("nk,nk->n", terms.worth, decided), terms.n_labels + (decided & ~y).sum(axis=1)
+    earned, n = (
+        np.einsum("nk,nk->n", terms.worth, decided),
+        terms.n_labels + (decided & ~y).sum(axis=1),
+    )
     orders = np.argsort(-prob, axis=0, kind="stable")
-    ends = [np.append(np.flatnonzero(np.diff(prob[o, k])), len(y) - 1) for k, o in enumerate(orders.T)]
+    ends = [
+        np.append(np.flatnonzero(np.diff(prob[o, k])), len(y) - 1) for k, o in enumerate(orders.T)
+    ]
     for _ in range(sweeps):
         moved = False
         for k in np.flatnonzero(~held):
@@ -84,50 +105,71 @@ def _ascend(y, prob, start, held, sweeps=100):
             e, m = earned - worth * decided[:, k], n - (decided[:, k] & false)
             gain = (e + worth) / np.maximum(1, m + false) - e / np.maximum(1, m)
             cut, total = _best_cut(gain, prob[:, k], orders[:, k], ends[k])
-            if total > gain[decided[:, k]].sum() + 1e-9:              # more than rounding
+            if total > gain[decided[:, k]].sum() + 1e-9:  # more than rounding
                 t[k], moved = cut, True
                 decided[:, k] = prob[:, k] >= cut
             earned, n = e + worth * decided[:, k], m + (decided[:, k] & false)
-        if not moved: break
+        if not moved:
+            break
     return t
 
 # %% ../nbs/50_thresholds.ipynb #613aae0c
 def class_thresholds(
-    y,                  # (N, 24) labels of the fold to search, 0 or 1
-    prob,               # (N, 24) its probabilities
-    start=None,         # (24,) thresholds to begin with; the common one and `official_thresholds`, whichever ends higher, if None
-    prior: float = 0,   # recordings with a class at which its threshold lies half way (in logits) between the common and the exact one; 0: exact
-) -> np.ndarray:        # (24,) from 0 to 1, or just above 1 for "never"; decide prob >= threshold
+    y,  # (N, 24) labels of the fold to search, 0 or 1
+    prob,  # (N, 24) its probabilities
+    # (24,) thresholds to begin with; the common one and `official_thresholds`, whichever ends
+    # higher, if None
+    start=None,
+    # recordings with a class at which its threshold lies half way (in logits) between the common
+    # and the exact one; 0: exact
+    prior: float = 0,
+) -> np.ndarray:  # (24,) from 0 to 1, or just above 1 for "never"; decide prob >= threshold
     "A threshold per class by exact coordinate ascent of the Challenge score; with `prior` 0 and no `start` never below the common or the official ones on this fold."
     y, prob = _checked("class_thresholds", y, prob)
-    if prior < 0: raise EcgmmError(f"class_thresholds: a prior of 0 or more recordings is needed, got {prior}")
+    if prior < 0:
+        raise EcgmmError(
+            f"class_thresholds: a prior of 0 or more recordings is needed, got {prior}"
+        )
     positives, score = y.sum(axis=0), lambda t: challenge_score(y, prob >= t)
     held, common = positives == 0, common_threshold(y, prob)
     if start is None:
         official = official_thresholds(y, prob)
-        found = max((_ascend(y, prob, s, held) for s in (np.full(len(held), common), np.where(held, common, official))), key=score)
-        if score(found) < score(official): found = _ascend(y, prob, official, held)
+        found = max(
+            (
+                _ascend(y, prob, s, held)
+                for s in (np.full(len(held), common), np.where(held, common, official))
+            ),
+            key=score,
+        )
+        if score(found) < score(official):
+            found = _ascend(y, prob, official, held)
     else:
         start = np.asarray(start, dtype=np.float64)
-        if start.shape != held.shape or not np.isfinite(start).all(): raise EcgmmError(f"class_thresholds: {len(held)} finite thresholds are needed as start, got {start.shape}")
+        if start.shape != held.shape or not np.isfinite(start).all():
+            raise EcgmmError(
+                f"class_thresholds: {len(held)} finite thresholds are needed as start, got {start.shape}"
+            )
         found = _ascend(y, prob, start, held)
-    if prior == 0: return found
+    if prior == 0:
+        return found
     trust = positives / (positives + prior)
     return expit(trust * logit(np.clip(found, 1e-4, 1 - 1e-4)) + (1 - trust) * logit(common))
 
 # %% ../nbs/50_thresholds.ipynb #f6fe6900
-SEARCHES = {"common": lambda y, prob: np.full(len(ABBREVIATIONS), common_threshold(y, prob)),
-            "official": official_thresholds,
-            "exact": class_thresholds,
-            "shrunk": lambda y, prob: class_thresholds(y, prob, prior=30)}
+SEARCHES = {
+    "common": lambda y, prob: np.full(len(ABBREVIATIONS), common_threshold(y, prob)),
+    "official": official_thresholds,
+    "exact": class_thresholds,
+    "shrunk": lambda y, prob: class_thresholds(y, prob, prior=30),
+}
 
 # %% ../nbs/50_thresholds.ipynb #46dbd514
 def plot_thresholds(
-    y,                   # (N, 24) labels, 0 or 1
-    prob,                # (N, 24) probabilities
-    thresholds,          # (24,) chosen; the other classes stand at these
+    y,  # (N, 24) labels, 0 or 1
+    prob,  # (N, 24) probabilities
+    thresholds,  # (24,) chosen; the other classes stand at these
     marks: dict = None,  # name -> (24,) further thresholds to mark, such as the official ones
-):                       # the matplotlib figure
+):  # the matplotlib figure
     "The Challenge score against the threshold of each class, a panel a class."
     y, prob = _checked("plot_thresholds", y, prob)
     terms, decided = challenge_terms(y), prob >= thresholds
@@ -137,230 +179,387 @@ def plot_thresholds(
         gain, without = _gain(terms, y, decided, k)
         order = np.argsort(-prob[:, k], kind="stable")
         ends = np.append(np.flatnonzero(np.diff(prob[order, k])), len(y) - 1)
-        scores = (without.sum() + np.concatenate([[0], np.cumsum(gain[order])[ends]]) - terms.inactive) / span
-        at = np.concatenate([[1.1], prob[order, k][ends]])                                  # a threshold up to p decides p
+        scores = (
+            without.sum() + np.concatenate([[0], np.cumsum(gain[order])[ends]]) - terms.inactive
+        ) / span
+        at = np.concatenate([[1.1], prob[order, k][ends]])  # a threshold up to p decides p
         ax.step(at[::-1], scores[::-1], where="pre", color="0.4", lw=1)
-        for i, (name, t) in enumerate({"chosen": thresholds, **(marks or {})}.items()): ax.axvline(np.clip(t[k], 0.01, 1), color=f"C{i}", ls=("-", "--", ":")[i % 3], lw=1.5, label=name)
+        for i, (name, t) in enumerate({"chosen": thresholds, **(marks or {})}.items()):
+            ax.axvline(
+                np.clip(t[k], 0.01, 1),
+                color=f"C{i}",
+                ls=("-", "--", ":")[i % 3],
+                lw=1.5,
+                label=name,
+            )
         seen = scores[at >= 0.01]
         margin = 0.05 * max(np.ptp(seen), 1e-3)
-        ax.set(xscale="log", xlim=(0.01, 1.1), ylim=(seen.min() - margin, seen.max() + margin), xticks=(0.01, 0.1, 1), xticklabels=("0.01", "0.1", "1"))
-        ax.set_title(f"{ABBREVIATIONS[k]} ({y[:, k].sum()})", fontsize=9); ax.tick_params(labelsize=7)
-    fig.supxlabel("threshold (probability)"); fig.supylabel("Challenge score")
+        ax.set(
+            xscale="log",
+            xlim=(0.01, 1.1),
+            ylim=(seen.min() - margin, seen.max() + margin),
+            xticks=(0.01, 0.1, 1),
+            xticklabels=("0.01", "0.1", "1"),
+        )
+        ax.set_title(f"{ABBREVIATIONS[k]} ({y[:, k].sum()})", fontsize=9)
+        ax.tick_params(labelsize=7)
+    fig.supxlabel("threshold (probability)")
+    fig.supylabel("Challenge score")
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
 # %% ../nbs/50_thresholds.ipynb #e266c8f0
 def expected_calibration_error(
-    y,                  # (N, 24) labels, 0 or 1
-    prob,               # (N, 24) probabilities
-    n_bins: int = 10,   # of equal width from 0 to 1
-) -> np.ndarray:        # (24,) from 0 to 1
+    y,  # (N, 24) labels, 0 or 1
+    prob,  # (N, 24) probabilities
+    n_bins: int = 10,  # of equal width from 0 to 1
+) -> np.ndarray:  # (24,) from 0 to 1
     "How far probabilities and frequencies are apart, per class: the mean over bins, weighted by the recordings in them."
     y, prob = _checked("expected_calibration_error", y, prob)
-    if n_bins < 1: raise EcgmmError(f"expected_calibration_error: at least one bin is needed, got {n_bins}")
+    if n_bins < 1:
+        raise EcgmmError(f"expected_calibration_error: at least one bin is needed, got {n_bins}")
     bins = np.minimum((prob * n_bins).astype(int), n_bins - 1)
-    return np.array([np.abs(np.bincount(b, p - hit, n_bins)).sum() for b, p, hit in zip(bins.T, prob.T, y.T)]) / len(y)
+    return np.array(
+        [np.abs(np.bincount(b, p - hit, n_bins)).sum() for b, p, hit in zip(bins.T, prob.T, y.T)]
+    ) / len(y)
 
 # %% ../nbs/50_thresholds.ipynb #a2060a26
 CALIBRATIONS = ("temperature", "isotonic", "none")
 
 
 def fit_calibration(
-    y,                         # (N, 24) labels of the tune fold, 0 or 1
-    prob,                      # (N, 24) its probabilities
-    kind: str = "temperature", # "temperature", "isotonic" or "none"
-    min_positives: int = 5,    # a class with fewer recordings that have it (or have it not) stays as it is
-) -> dict:                     # plain JSON: "kind", and "temperature" (24 numbers) or "x" and "y" (24 lists each)
+    y,  # (N, 24) labels of the tune fold, 0 or 1
+    prob,  # (N, 24) its probabilities
+    kind: str = "temperature",  # "temperature", "isotonic" or "none"
+    # a class with fewer recordings that have it (or have it not) stays as it is
+    min_positives: int = 5,
+) -> dict:  # plain JSON: "kind", and "temperature" (24 numbers) or "x" and "y" (24 lists each)
     "What turns probabilities into frequencies, class by class."
     y, prob = _checked("fit_calibration", y, prob)
-    if kind not in CALIBRATIONS: raise EcgmmError(f"fit_calibration: the kind temperature, isotonic or none is needed, got {kind!r}")
+    if kind not in CALIBRATIONS:
+        raise EcgmmError(
+            f"fit_calibration: the kind temperature, isotonic or none is needed, got {kind!r}"
+        )
     enough = np.minimum(y.sum(axis=0), (~y).sum(axis=0)) >= min_positives
-    if kind == "none": return {"kind": kind}
+    if kind == "none":
+        return {"kind": kind}
     if kind == "temperature":
         z, sign = np.clip(logit(prob), -36, 36), np.where(y, -1, 1)
         loss = lambda log_t, k: np.logaddexp(0, sign[:, k] * z[:, k] / np.exp(log_t)).mean()
-        found = [minimize_scalar(loss, bounds=(-np.log(4), np.log(4)), args=(k,), method="bounded").x if enough[k] else 0.0 for k in range(len(enough))]
+        found = [
+            minimize_scalar(loss, bounds=(-np.log(4), np.log(4)), args=(k,), method="bounded").x
+            if enough[k]
+            else 0.0
+            for k in range(len(enough))
+        ]
         return {"kind": kind, "temperature": [float(np.exp(f)) for f in found]}
-    curves = [IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(prob[:, k], y[:, k]) if enough[k] else None for k in range(len(enough))]
-    return {"kind": kind, **{axis: [getattr(c, f"{name}_thresholds_").tolist() if c else [0.0, 1.0] for c in curves] for axis, name in (("x", "X"), ("y", "y"))}}
+    curves = [
+        IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(prob[:, k], y[:, k])
+        if enough[k]
+        else None
+        for k in range(len(enough))
+    ]
+    return {
+        "kind": kind,
+        **{
+            axis: [getattr(c, f"{name}_thresholds_").tolist() if c else [0.0, 1.0] for c in curves]
+            for axis, name in (("x", "X"), ("y", "y"))
+        },
+    }
 
 # %% ../nbs/50_thresholds.ipynb #7a00bc8c
 def calibrate(
-    calibration: dict,   # what `fit_calibration` returned
-    prob,                # (N, 24) probabilities
-) -> np.ndarray:         # (N, 24) calibrated
+    calibration: dict,  # what `fit_calibration` returned
+    prob,  # (N, 24) probabilities
+) -> np.ndarray:  # (N, 24) calibrated
     "Probabilities through the fitted temperatures or curves."
     prob, kind = np.asarray(prob, dtype=np.float64), calibration.get("kind")
-    if prob.ndim != 2 or prob.shape[1] != len(ABBREVIATIONS) or not ((prob >= 0) & (prob <= 1)).all():
-        raise EcgmmError(f"calibrate: probabilities from 0 to 1 of shape (records, {len(ABBREVIATIONS)}) are needed, got {prob.shape}")
-    if kind == "none": return prob
+    if (
+        prob.ndim != 2
+        or prob.shape[1] != len(ABBREVIATIONS)
+        or not ((prob >= 0) & (prob <= 1)).all()
+    ):
+        raise EcgmmError(
+            f"calibrate: probabilities from 0 to 1 of shape (records, {len(ABBREVIATIONS)}) are needed, got {prob.shape}"
+        )
+    if kind == "none":
+        return prob
     needed = {"temperature": ("temperature",), "isotonic": ("x", "y")}.get(kind)
-    if needed is None: raise EcgmmError(f"calibrate: a calibration of kind temperature, isotonic or none is needed, got {kind!r}")
+    if needed is None:
+        raise EcgmmError(
+            f"calibrate: a calibration of kind temperature, isotonic or none is needed, got {kind!r}"
+        )
     for field in needed:
-        if len(calibration.get(field, ())) != len(ABBREVIATIONS): raise EcgmmError(f"calibrate: {len(ABBREVIATIONS)} entries are needed under {field!r}, got {len(calibration.get(field, ()))}")
-    if kind == "isotonic": return np.stack([np.interp(p, x, y) for p, x, y in zip(prob.T, calibration["x"], calibration["y"])], axis=1)
+        if len(calibration.get(field, ())) != len(ABBREVIATIONS):
+            raise EcgmmError(
+                f"calibrate: {len(ABBREVIATIONS)} entries are needed under {field!r}, got {len(calibration.get(field, ()))}"
+            )
+    if kind == "isotonic":
+        return np.stack(
+            [np.interp(p, x, y) for p, x, y in zip(prob.T, calibration["x"], calibration["y"])],
+            axis=1,
+        )
     t = np.asarray(calibration["temperature"], dtype=np.float64)
-    if not (np.isfinite(t) & (t > 0)).all(): raise EcgmmError("calibrate: temperatures above 0 are needed")
+    if not (np.isfinite(t) & (t > 0)).all():
+        raise EcgmmError("calibrate: temperatures above 0 are needed")
     return expit(logit(prob) / t)
 
 # %% ../nbs/50_thresholds.ipynb #bde762f2
 def plot_reliability(
-    y,                    # (N, 24) labels, 0 or 1
-    probs: dict,          # name -> (N, 24) probabilities, such as before and after calibration
-    classes=None,         # positions of the classes to show; the four with the most positives if None
-    n_bins: int = 10,     # of equal width
-):                        # the matplotlib figure
+    y,  # (N, 24) labels, 0 or 1
+    probs: dict,  # name -> (N, 24) probabilities, such as before and after calibration
+    classes=None,  # positions of the classes to show; the four with the most positives if None
+    n_bins: int = 10,  # of equal width
+):  # the matplotlib figure
     "Frequency against probability, a panel a class; the size of a dot is the number of recordings in the bin."
     probs = {name: _checked("plot_reliability", y, p)[1] for name, p in probs.items()}
     y = np.asarray(y).astype(bool)
     classes = np.argsort(-y.sum(axis=0), kind="stable")[:4] if classes is None else classes
-    fig, axes = plt.subplots(1, len(classes), figsize=(2.9 * len(classes), 3), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        1,
+        len(classes),
+        figsize=(2.9 * len(classes), 3),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for ax, k in zip(axes[0], classes):
         ax.plot([0, 1], [0, 1], color="0.7", lw=1)
         for name, p in probs.items():
             b = np.minimum((p[:, k] * n_bins).astype(int), n_bins - 1)
             n, said, had = (np.bincount(b, w, n_bins) for w in (None, p[:, k], y[:, k]))
             at = n > 0
-            line, = ax.plot(said[at] / n[at], had[at] / n[at], lw=1)
-            ax.scatter(said[at] / n[at], had[at] / n[at], s=8 + 120 * np.sqrt(n[at] / len(y)), color=line.get_color(), alpha=0.6, label=name)
-        ax.set(title=f"{ABBREVIATIONS[k]} ({y[:, k].sum()})", xlabel="probability", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    axes[0, 0].set_ylabel("share that has the class"); axes[0, 0].legend(fontsize=8)
+            (line,) = ax.plot(said[at] / n[at], had[at] / n[at], lw=1)
+            ax.scatter(
+                said[at] / n[at],
+                had[at] / n[at],
+                s=8 + 120 * np.sqrt(n[at] / len(y)),
+                color=line.get_color(),
+                alpha=0.6,
+                label=name,
+            )
+        ax.set(
+            title=f"{ABBREVIATIONS[k]} ({y[:, k].sum()})",
+            xlabel="probability",
+            xlim=(-0.03, 1.03),
+            ylim=(-0.03, 1.03),
+        )
+    axes[0, 0].set_ylabel("share that has the class")
+    axes[0, 0].legend(fontsize=8)
     return fig
 
 # %% ../nbs/50_thresholds.ipynb #5fca595f
 def decide(
-    config: dict,   # of a model folder: "thresholds" (24 numbers) and, if there is one, "calibration"
-    prob,           # (N, 24) probabilities as the model gives them
-):                  # calibrated probabilities (N, 24), decisions (N, 24) bool
+    # of a model folder: "thresholds" (24 numbers) and, if there is one, "calibration"
+    config: dict,
+    prob,  # (N, 24) probabilities as the model gives them
+):  # calibrated probabilities (N, 24), decisions (N, 24) bool
     "From a model's probabilities to its answers."
     t = config.get("thresholds")
-    if t is None: raise EcgmmError("decide: the config has no 'thresholds'; ecgmm_thresholds writes them")
+    if t is None:
+        raise EcgmmError("decide: the config has no 'thresholds'; ecgmm_thresholds writes them")
     t = np.asarray(t, dtype=np.float64)
-    if t.shape != (len(ABBREVIATIONS),) or not np.isfinite(t).all(): raise EcgmmError(f"decide: {len(ABBREVIATIONS)} finite thresholds are needed, got {t.shape}")
+    if t.shape != (len(ABBREVIATIONS),) or not np.isfinite(t).all():
+        raise EcgmmError(
+            f"decide: {len(ABBREVIATIONS)} finite thresholds are needed, got {t.shape}"
+        )
     prob = calibrate(config.get("calibration", {"kind": "none"}), prob)
     return prob, prob >= t
 
 # %% ../nbs/50_thresholds.ipynb #3a889dc0
 def _chosen(name, chosen_on, folds, search, calibration, draws, seed):
     "Calibration and thresholds from one of `folds`, figures on all of them, the interval on test."
-    if search not in SEARCHES: raise EcgmmError(f"{name}: a search among {', '.join(SEARCHES)} is needed, got {search!r}")
+    if search not in SEARCHES:
+        raise EcgmmError(f"{name}: a search among {', '.join(SEARCHES)} is needed, got {search!r}")
     folds = {role: _checked(name, y, prob) for role, (y, prob) in folds.items()}
     fitted = fit_calibration(*folds[chosen_on], calibration)
     folds = {role: (y, calibrate(fitted, prob)) for role, (y, prob) in folds.items()}
     thresholds = {s: find(*folds[chosen_on]) for s, find in SEARCHES.items()}
-    reports = {role: report(y, prob, prob >= thresholds[search]) for role, (y, prob) in folds.items()}
+    reports = {
+        role: report(y, prob, prob >= thresholds[search]) for role, (y, prob) in folds.items()
+    }
     y, prob = folds["test"]
-    try: low, high = bootstrap_interval(challenge_score, y, prob >= thresholds[search], rng=np.random.default_rng(seed), n=draws)
-    except ValueError: low = high = np.nan                                # normal recordings alone: there is no score
-    return dict(chosen_on=chosen_on, search=search, calibration=fitted, thresholds=thresholds[search].tolist(), **reports, interval=dict(low=low, high=high),
-                searches={s: {role: challenge_score(y, prob >= t) for role, (y, prob) in folds.items()} for s, t in thresholds.items()})
+    try:
+        low, high = bootstrap_interval(
+            challenge_score, y, prob >= thresholds[search], rng=np.random.default_rng(seed), n=draws
+        )
+    except ValueError:
+        low = high = np.nan  # normal recordings alone: there is no score
+    return dict(
+        chosen_on=chosen_on,
+        search=search,
+        calibration=fitted,
+        thresholds=thresholds[search].tolist(),
+        **reports,
+        interval=dict(low=low, high=high),
+        searches={
+            s: {role: challenge_score(y, prob >= t) for role, (y, prob) in folds.items()}
+            for s, t in thresholds.items()
+        },
+    )
 
 # %% ../nbs/50_thresholds.ipynb #ac1a50ed
 def nested(
-    tune: tuple,                       # (y, prob) of the tune recordings, (N, 24) each: calibration and thresholds come from here
-    test: tuple,                       # (y, prob) of the test recordings: the report is about these
-    search: str = "shrunk",            # a name in `SEARCHES`
+    # (y, prob) of the tune recordings, (N, 24) each: calibration and thresholds come from here
+    tune: tuple,
+    test: tuple,  # (y, prob) of the test recordings: the report is about these
+    search: str = "shrunk",  # a name in `SEARCHES`
     calibration: str = "temperature",  # see `fit_calibration`
-    draws: int = 1000,                 # of the bootstrap, over recordings
-    seed: int = 0,                     # of these draws
-) -> dict:                             # "thresholds", "calibration", reports "test" and "tune", 95 % "interval" of test's Challenge score, that score of all "searches"
+    draws: int = 1000,  # of the bootstrap, over recordings
+    seed: int = 0,  # of these draws
+) -> dict:  # "thresholds", "calibration", reports "test" and "tune", 95 % "interval" of test's Challenge score, that score of all "searches"
     "Chosen on tune, reported on test."
-    if np.shape(tune[1]) == np.shape(test[1]) and np.array_equal(tune[1], test[1]): raise EcgmmError("nested: tune and test are the same recordings; the paper's way is called `optimistic`")
-    return dict(protocol="nested", optimistic=False, **_chosen("nested", "tune", {"tune": tune, "test": test}, search, calibration, draws, seed))
+    if np.shape(tune[1]) == np.shape(test[1]) and np.array_equal(tune[1], test[1]):
+        raise EcgmmError(
+            "nested: tune and test are the same recordings; the paper's way is called `optimistic`"
+        )
+    return dict(
+        protocol="nested",
+        optimistic=False,
+        **_chosen("nested", "tune", {"tune": tune, "test": test}, search, calibration, draws, seed),
+    )
 
 
 def optimistic(
-    test: tuple,                       # (y, prob) of the test recordings: chosen on these and reported on these
-    search: str = "shrunk",            # a name in `SEARCHES`; the paper's is "official"
+    test: tuple,  # (y, prob) of the test recordings: chosen on these and reported on these
+    search: str = "shrunk",  # a name in `SEARCHES`; the paper's is "official"
     calibration: str = "temperature",  # see `fit_calibration`; the paper's is "none"
-    draws: int = 1000,                 # of the bootstrap, over recordings
-    seed: int = 0,                     # of these draws
-) -> dict:                             # as `nested`, without "tune", and labelled
+    draws: int = 1000,  # of the bootstrap, over recordings
+    seed: int = 0,  # of these draws
+) -> dict:  # as `nested`, without "tune", and labelled
     "The paper's protocol: chosen and reported on the same fold, and therefore too good."
-    return dict(protocol="paper", optimistic=True, **_chosen("optimistic", "test", {"test": test}, search, calibration, draws, seed))
+    return dict(
+        protocol="paper",
+        optimistic=True,
+        **_chosen("optimistic", "test", {"test": test}, search, calibration, draws, seed),
+    )
 
 # %% ../nbs/50_thresholds.ipynb #5ff8cb2b
 def chosen_files(
-    folder,         # of a run that `finetune` or `fuse` finished
-    best_by: str,   # "auroc" or "auprc"
-) -> tuple:         # its model folder, and the file with its predictions
+    folder,  # of a run that `finetune` or `fuse` finished
+    best_by: str,  # "auroc" or "auprc"
+) -> tuple:  # its model folder, and the file with its predictions
     "Where a run keeps the model that was chosen by `best_by`, and its predictions."
     folder, told = Path(folder), finished(folder, "classifier")
-    if best_by not in ("auroc", "auprc"): raise EcgmmError(f"best_by auroc or auprc is needed, got {best_by!r}")
+    if best_by not in ("auroc", "auprc"):
+        raise EcgmmError(f"best_by auroc or auprc is needed, got {best_by!r}")
     own = told["identity"]["settings"]["best_by"]
     ending = "" if own == best_by else f"-{best_by}"
     model, predictions = folder / f"model{ending}", folder / f"predictions{ending}.npz"
     for path in (model, predictions):
-        if not path.exists(): raise EcgmmError(f"{folder} holds the model that was chosen by {own}; for {best_by} there is no {path.name}")
+        if not path.exists():
+            raise EcgmmError(
+                f"{folder} holds the model that was chosen by {own}; for {best_by} there is no {path.name}"
+            )
     return model, predictions
 
 
 def _read(path):
     "The predictions of tune and test, and the file's `paper_prob` or None."
-    try: saved = dict(np.load(path, allow_pickle=False))
-    except (ValueError, OSError, EOFError, BadZipFile) as e: raise EcgmmError(f"choose: {path} cannot be read: {e}") from None
+    try:
+        saved = dict(np.load(path, allow_pickle=False))
+    except (ValueError, OSError, EOFError, BadZipFile) as e:
+        raise EcgmmError(f"choose: {path} cannot be read: {e}") from None
     for role in ("tune", "test"):
         for name in ("path", "y", "prob"):
-            if f"{role}_{name}" not in saved: raise EcgmmError(f"choose: {path} has no {role}_{name}")
+            if f"{role}_{name}" not in saved:
+                raise EcgmmError(f"choose: {path} has no {role}_{name}")
     tune, test = ((saved[f"{role}_y"], saved[f"{role}_prob"]) for role in ("tune", "test"))
     shared = np.intersect1d(saved["tune_path"], saved["test_path"])
-    if len(shared): raise EcgmmError(f"choose: {path} has {len(shared)} recordings in tune and in test, {shared[0]} among them")
+    if len(shared):
+        raise EcgmmError(
+            f"choose: {path} has {len(shared)} recordings in tune and in test, {shared[0]} among them"
+        )
     return tune, test, saved["paper_prob"] if "paper_prob" in saved else None
 
 # %% ../nbs/50_thresholds.ipynb #ececfee6
 def decision_of(
-    found: dict,   # what `nested` said
-) -> dict:         # for `save_decision`
+    found: dict,  # what `nested` said
+) -> dict:  # for `save_decision`
     "What a model needs to decide by, and how that came about."
-    return plain({k: found[k] for k in ("calibration", "thresholds")} | dict(metrics={k: found[k] for k in ("test", "tune", "interval")}, choice={k: found[k] for k in ("protocol", "chosen_on", "search", "best_by")}))
+    return plain(
+        {k: found[k] for k in ("calibration", "thresholds")}
+        | dict(
+            metrics={k: found[k] for k in ("test", "tune", "interval")},
+            choice={k: found[k] for k in ("protocol", "chosen_on", "search", "best_by")},
+        )
+    )
 
 
 def choose(
-    folder,                            # of a run that `finetune` finished
-    best_by: str = "auroc",            # the model whose epoch was chosen by this figure of tune: "auroc" or "auprc"
-    protocol: str = "nested",          # "nested" or "paper"
-    search: str = "shrunk",            # a name in `SEARCHES`
+    folder,  # of a run that `finetune` finished
+    # the model whose epoch was chosen by this figure of tune: "auroc" or "auprc"
+    best_by: str = "auroc",
+    protocol: str = "nested",  # "nested" or "paper"
+    search: str = "shrunk",  # a name in `SEARCHES`
     calibration: str = "temperature",  # see `fit_calibration`
-    draws: int = 1000,                 # of the bootstrap, over recordings
-    seed: int = 0,                     # of these draws
-) -> dict:                             # what `nested` or `optimistic` says, for JSON (null where a figure does not exist)
+    draws: int = 1000,  # of the bootstrap, over recordings
+    seed: int = 0,  # of these draws
+) -> dict:  # what `nested` or `optimistic` says, for JSON (null where a figure does not exist)
     "Calibration and thresholds for a finished run: `thresholds.json` beside the model folder and, if nested, a decision in it; `thresholds-paper.json`, if not."
     folder = Path(folder)
-    if protocol not in ("nested", "paper"): raise EcgmmError(f"choose: the protocol nested or paper is needed, got {protocol!r}")
-    with Run.reopen(folder, "classifier") as run:                          # nobody trains here meanwhile
+    if protocol not in ("nested", "paper"):
+        raise EcgmmError(f"choose: the protocol nested or paper is needed, got {protocol!r}")
+    with Run.reopen(folder, "classifier") as run:  # nobody trains here meanwhile
         where, predictions = chosen_files(folder, best_by)
         tune, test, paper_prob = _read(predictions)
         settings = dict(search=search, calibration=calibration, draws=draws, seed=seed)
-        if protocol == "nested": found = nested(tune, test, **settings)
+        if protocol == "nested":
+            found = nested(tune, test, **settings)
         else:
             found = optimistic(test if paper_prob is None else (test[0], paper_prob), **settings)
             found["epoch"] = "chosen on tune" if paper_prob is None else "chosen on test"
-        found |= {k: plain(found[k]) for k in ("tune", "test", "interval", "searches") if k in found} | dict(best_by=best_by)
+        found |= {
+            k: plain(found[k]) for k in ("tune", "test", "interval", "searches") if k in found
+        } | dict(best_by=best_by)
         end = "" if where.name == "model" else f"-{best_by}"
         name = {"nested": f"thresholds{end}.json", "paper": f"thresholds-paper{end}.json"}[protocol]
-        run.path(name)                                                     # says beforehand if somebody else's file has this name
-        if protocol == "nested": save_decision(where, decision_of(found))
+        run.path(name)  # says beforehand if somebody else's file has this name
+        if protocol == "nested":
+            save_decision(where, decision_of(found))
         run.write(name, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
 
 # %% ../nbs/50_thresholds.ipynb #dbff075b
 @command
 def ecgmm_thresholds(
-    model: str = "models/signal-fold0",  # folder of a run that ecgmm_finetune or ecgmm_fuse finished; its earlier decision is replaced
-    best_by: str = "auroc",              # the model whose epoch was chosen by: auroc or auprc
-    protocol: str = "nested",            # nested (chosen on tune, saved with the model) or paper (chosen on test, for comparison only)
-    calibration: str = "temperature",    # temperature, isotonic or none
-    search: str = "shrunk",              # shrunk, exact, official or common
+    # folder of a run that ecgmm_finetune or ecgmm_fuse finished; its earlier decision is replaced
+    model: str = "models/signal-fold0",
+    best_by: str = "auroc",  # the model whose epoch was chosen by: auroc or auprc
+    # nested (chosen on tune, saved with the model) or paper (chosen on test, for comparison only)
+    protocol: str = "nested",
+    calibration: str = "temperature",  # temperature, isotonic or none
+    search: str = "shrunk",  # shrunk, exact, official or common
 ):
     "Calibrate a finished run and choose a threshold per class."
     found = choose(model, best_by, protocol, search, calibration)
     if protocol == "paper":
         tune, test, _ = _read(chosen_files(Path(model), best_by)[1])
         columns = {"nested": nested(tune, test, search, calibration), "paper, optimistic": found}
-    else: columns = {"test": found, "tune": found | {"test": found["tune"], "interval": None}}
+    else:
+        columns = {"test": found, "tune": found | {"test": found["tune"], "interval": None}}
     print(f"{model}, model chosen by {best_by}, search {search}, calibration {calibration}")
     print(" " * 12 + "".join(f"{name:>20}" for name in columns))
-    for figure in found["test"]: print(f"{figure:<12}" + "".join(f"{'-' if (v := c['test'][figure]) is None else format(v, '.4f'):>20}" for c in columns.values()))
-    print(f"{'95 %':<12}" + "".join(f"{'' if (i := c['interval']) is None or i['low'] is None else '{low:.3f} to {high:.3f}'.format(**i):>20}" for c in columns.values()))
-    if protocol == "paper": print(f"paper: calibration and thresholds chosen on the test fold that is reported, epoch {found['epoch']}; not saved in the model")
-    else: print(f"calibration and thresholds are in the model folder; details in {Path(model) / ('thresholds.json' if chosen_files(Path(model), best_by)[0].name == 'model' else f'thresholds-{best_by}.json')}")
+    for figure in found["test"]:
+        print(
+            f"{figure:<12}"
+            + "".join(
+                f"{'-' if (v := c['test'][figure]) is None else format(v, '.4f'):>20}"
+                for c in columns.values()
+            )
+        )
+    print(
+        f"{'95 %':<12}"
+        + "".join(
+            f"{'' if (i := c['interval']) is None or i['low'] is None else '{low:.3f} to {high:.3f}'.format(**i):>20}"
+            for c in columns.values()
+        )
+    )
+    if protocol == "paper":
+        print(
+            f"paper: calibration and thresholds chosen on the test fold that is reported, epoch {found['epoch']}; not saved in the model"
+        )
+    else:
+        print(
+            f"calibration and thresholds are in the model folder; details in {Path(model) / ('thresholds.json' if chosen_files(Path(model), best_by)[0].name == 'model' else f'thresholds-{best_by}.json')}"
+        )

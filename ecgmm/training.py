@@ -21,68 +21,94 @@ from safetensors.torch import save_file
 from torch import distributed as dist
 from torch import nn
 
-from .command import EcgmmError, progress as progress_bar
+from . import EcgmmError
+from .runs import progress as progress_bar
 from .runs import Run, file_error, sweep, write_whole
 from .windows import accelerator_for
 
 # %% ../nbs/11_training.ipynb #f9f9b105
 def cosine(
-    step: int,     # from 0 to n_steps - 1
+    step: int,  # from 0 to n_steps - 1
     n_steps: int,  # number of steps
     start: float,  # value at step 0
-    end: float,    # value at step n_steps - 1
+    end: float,  # value at step n_steps - 1
 ) -> float:
     "Half a cosine wave from `start` at the first step to `end` at the last."
-    if not 0 <= step < n_steps: raise EcgmmError(f"cosine: a step from 0 to {n_steps - 1} is needed, got {step}")
-    if n_steps == 1: return start
+    if not 0 <= step < n_steps:
+        raise EcgmmError(f"cosine: a step from 0 to {n_steps - 1} is needed, got {step}")
+    if n_steps == 1:
+        return start
     return end + (start - end) * (1 + math.cos(math.pi * step / (n_steps - 1))) / 2
 
 # %% ../nbs/11_training.ipynb #ec324cc6
 def warmup_cosine(
-    step: int,             # from 0 to n_steps - 1
-    n_steps: int,          # number of steps of the whole run
-    peak: float,           # the highest rate, reached when the warm-up ends
-    final: float,          # the rate of the last step
-    warmup: float = 0.1,   # share of the steps that the linear climb takes, from 0 to below 1
+    step: int,  # from 0 to n_steps - 1
+    n_steps: int,  # number of steps of the whole run
+    peak: float,  # the highest rate, reached when the warm-up ends
+    final: float,  # the rate of the last step
+    warmup: float = 0.1,  # share of the steps that the linear climb takes, from 0 to below 1
 ) -> float:
     "Linear climb from near 0 to `peak`, then a cosine down to `final`."
-    if not 0 <= warmup < 1: raise EcgmmError(f"warmup_cosine: a warm-up from 0 to below 1 (a share of the steps) is needed, got {warmup}")
-    if not 0 <= step < n_steps: raise EcgmmError(f"warmup_cosine: a step from 0 to {n_steps - 1} is needed, got {step}")
+    if not 0 <= warmup < 1:
+        raise EcgmmError(
+            f"warmup_cosine: a warm-up from 0 to below 1 (a share of the steps) is needed, got {warmup}"
+        )
+    if not 0 <= step < n_steps:
+        raise EcgmmError(f"warmup_cosine: a step from 0 to {n_steps - 1} is needed, got {step}")
     climb = min(round(warmup * n_steps), n_steps - 1)
-    if step < climb: return peak * (step + 1) / (climb + 1)
+    if step < climb:
+        return peak * (step + 1) / (climb + 1)
     return cosine(step - climb, n_steps - climb, peak, final)
 
 # %% ../nbs/11_training.ipynb #ed99fad5
 @torch.no_grad()
 def ema_update(
-    target: nn.Module,   # the slow copy, changed in place
-    source: nn.Module,   # the network that learns
-    momentum: float,     # m: 1 leaves the target as it is, 0 copies the source
+    target: nn.Module,  # the slow copy, changed in place
+    source: nn.Module,  # the network that learns
+    momentum: float,  # m: 1 leaves the target as it is, 0 copies the source
 ):
     "Move each parameter and buffer of `target` towards `source`: target = momentum * target + (1 - momentum) * source."
-    if not 0 <= momentum <= 1: raise EcgmmError(f"ema_update: a momentum from 0 to 1 is needed, got {momentum}")
+    if not 0 <= momentum <= 1:
+        raise EcgmmError(f"ema_update: a momentum from 0 to 1 is needed, got {momentum}")
     slow, fast = target.state_dict(), source.state_dict()
-    if slow.keys() != fast.keys(): raise EcgmmError(f"ema_update: target and source differ in {sorted(slow.keys() ^ fast.keys())[0]!r}")
+    if slow.keys() != fast.keys():
+        raise EcgmmError(
+            f"ema_update: target and source differ in {sorted(slow.keys() ^ fast.keys())[0]!r}"
+        )
     for name, t in slow.items():
-        if t.is_floating_point(): t.lerp_(fast[name].to(t.dtype), 1 - momentum)
-        else: t.copy_(fast[name])
+        if t.is_floating_point():
+            t.lerp_(fast[name].to(t.dtype), 1 - momentum)
+        else:
+            t.copy_(fast[name])
 
 # %% ../nbs/11_training.ipynb #395af529
 def _param_groups(method, weight_decay):
     "AdamW's groups: decay only where a parameter has two dimensions or more; `scale` multiplies the rate."
     groups, rates = {}, getattr(method, "rates", {})
     for name, p in method.named_parameters():
-        if not p.requires_grad: continue
+        if not p.requires_grad:
+            continue
         scale = next((s for prefix, s in rates.items() if name.startswith(prefix)), 1.0)
         decays = p.ndim > 1
-        groups.setdefault((scale, decays), {"params": [], "weight_decay": weight_decay if decays else 0.0, "scale": scale, "decays": decays})["params"].append(p)
-    if not groups: raise EcgmmError("fit: the method has no parameter that asks for a gradient")
+        groups.setdefault(
+            (scale, decays),
+            {
+                "params": [],
+                "weight_decay": weight_decay if decays else 0.0,
+                "scale": scale,
+                "decays": decays,
+            },
+        )["params"].append(p)
+    if not groups:
+        raise EcgmmError("fit: the method has no parameter that asks for a gradient")
     return list(groups.values())
 
 # %% ../nbs/11_training.ipynb #a80e9edf
 def _seed(run, *path):
     "A seed of 63 bits for one use within a run: unrelated for neighbours, other runs, and longer or shorter paths."
-    return int(np.random.SeedSequence(run, spawn_key=path).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence(run, spawn_key=path).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
 
 # %% ../nbs/11_training.ipynb #e7441a63
 _FORMAT, _CHECKPOINT, _HISTORY = "ecgmm.training 3", "checkpoint.safetensors", "history.jsonl"
@@ -92,7 +118,9 @@ def _checksum(tensors, told):
     "CRC-32 of the JSON part and of the names and bytes of all tensors."
     crc = zlib.crc32(json.dumps(told, sort_keys=True).encode())
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), crc))
+        crc = zlib.crc32(
+            tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), crc)
+        )
     return crc
 
 
@@ -104,11 +132,19 @@ def _trained(method, optimizer):
 
 def _save_checkpoint(path, method, optimizer, best, told):
     "Write all that a resume needs; `told` is the JSON part."
-    tensors = {f"model/{k}": v for k, v in method.state_dict().items()} | {f"best/{name}/{k}": v for name, (_, state) in best.items() for k, v in state.items()}
+    tensors = {f"model/{k}": v for k, v in method.state_dict().items()} | {
+        f"best/{name}/{k}": v for name, (_, state) in best.items() for k, v in state.items()
+    }
     for name, p in method.named_parameters():
         tensors |= {f"optimizer/{name}/{k}": v for k, v in optimizer.state.get(p, {}).items()}
-    tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}     # copies: safetensors takes no shared memory
-    told = told | {"format": _FORMAT, "trained": _trained(method, optimizer), "best": {name: figure for name, (figure, _) in best.items()}}
+    tensors = {
+        k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()
+    }  # copies: safetensors takes no shared memory
+    told = told | {
+        "format": _FORMAT,
+        "trained": _trained(method, optimizer),
+        "best": {name: figure for name, (figure, _) in best.items()},
+    }
     told["checksum"] = _checksum(tensors, told)
     write_whole(path, lambda part: save_file(tensors, part, metadata={"ecgmm": json.dumps(told)}))
 
@@ -117,10 +153,20 @@ def _read_checkpoint(path):
     "The JSON part and the tensors of a checkpoint; `ValueError` if it is damaged or foreign."
     try:
         with safe_open(path, "pt") as f:
-            told, tensors = json.loads((f.metadata() or {}).get("ecgmm", "{}")), {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError, ValueError) as e: raise EcgmmError(f"{path}: the checkpoint cannot be read, it is damaged or something else: {e}") from e
-    if told.get("format") != _FORMAT: raise EcgmmError(f"{path}: not a checkpoint of fit ({_FORMAT!r} is needed, got {told.get('format')!r})")
-    if told.pop("checksum", None) != _checksum(tensors, told): raise EcgmmError(f"{path}: the checkpoint is damaged, its checksum does not fit")
+            told, tensors = (
+                json.loads((f.metadata() or {}).get("ecgmm", "{}")),
+                {k: f.get_tensor(k) for k in f.keys()},
+            )
+    except (SafetensorError, OSError, ValueError) as e:
+        raise EcgmmError(
+            f"{path}: the checkpoint cannot be read, it is damaged or something else: {e}"
+        ) from e
+    if told.get("format") != _FORMAT:
+        raise EcgmmError(
+            f"{path}: not a checkpoint of fit ({_FORMAT!r} is needed, got {told.get('format')!r})"
+        )
+    if told.pop("checksum", None) != _checksum(tensors, told):
+        raise EcgmmError(f"{path}: the checkpoint is damaged, its checksum does not fit")
     return told, tensors
 
 
@@ -128,22 +174,39 @@ def _load_checkpoint(path, method, optimizer, settings):
     "Put a checkpoint back into method and optimiser, if it belongs to the same run; returns its history and the best so far."
     told, tensors = _read_checkpoint(path)
     for key, value in settings.items():
-        if told["settings"].get(key) != value: raise EcgmmError(f"{path}: made with {key}={told['settings'].get(key)}, this run has {key}={value}: it would be neither that run nor a new one; give another folder")
-    part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+        if told["settings"].get(key) != value:
+            raise EcgmmError(
+                f"{path}: made with {key}={told['settings'].get(key)}, this run has {key}={value}: it would be neither that run nor a new one; give another folder"
+            )
+    part = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
     here, there = method.state_dict(), part("model/")
     for k in [*here, *there]:
         shapes = [tuple(d[k].shape) if k in d else "missing" for d in (there, here)]
-        if shapes[0] != shapes[1]: raise EcgmmError(f"{path}: {k!r} is {shapes[0]} in the checkpoint and {shapes[1]} in the method")
+        if shapes[0] != shapes[1]:
+            raise EcgmmError(
+                f"{path}: {k!r} is {shapes[0]} in the checkpoint and {shapes[1]} in the method"
+            )
     trained = _trained(method, optimizer)
-    for k in sorted(set(trained) ^ set(told["trained"])): raise EcgmmError(f"{path}: {k!r} is {'trained' if k in trained else 'frozen'} now, and was not before")
+    for k in sorted(set(trained) ^ set(told["trained"])):
+        raise EcgmmError(
+            f"{path}: {k!r} is {'trained' if k in trained else 'frozen'} now, and was not before"
+        )
     method.load_state_dict(there)
     state = {i: part(f"optimizer/{name}/") for i, name in enumerate(trained)}
-    optimizer.load_state_dict({"state": {i: s for i, s in state.items() if s}, "param_groups": optimizer.state_dict()["param_groups"]})
-    return told["history"], {name: (figure, part(f"best/{name}/")) for name, figure in told["best"].items()}
+    optimizer.load_state_dict(
+        {
+            "state": {i: s for i, s in state.items() if s},
+            "param_groups": optimizer.state_dict()["param_groups"],
+        }
+    )
+    return told["history"], {
+        name: (figure, part(f"best/{name}/")) for name, figure in told["best"].items()
+    }
 
 # %% ../nbs/11_training.ipynb #6e00e008
 class _Loss(nn.Module):
     "The method's loss as a `forward`, in the wanted precision."
+
     def __init__(self, method, precision):
         super().__init__()
         self.method, self.precision = method, precision
@@ -151,7 +214,10 @@ class _Loss(nn.Module):
     def forward(self, batch, rng):
         with torch.autocast(rng.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss, figures = self.method.loss(batch, rng)
-        if taken := {"epoch", "loss", "lr", "seconds"} & figures.keys(): raise EcgmmError(f"fit: the history has a figure {taken.pop()!r} of its own, the method must name its figure otherwise")
+        if taken := {"epoch", "loss", "lr", "seconds"} & figures.keys():
+            raise EcgmmError(
+                f"fit: the history has a figure {taken.pop()!r} of its own, the method must name its figure otherwise"
+            )
         return loss.float(), figures
 
 
@@ -159,14 +225,18 @@ def _exactly(batches, n):
     "The n batches of an epoch; an error if there are fewer or more, since the schedules count on n."
     i = -1
     for i, batch in enumerate(batches):
-        if i == n: raise EcgmmError(f"fit: len(batches) is {n}, but batches.epoch gave more")
+        if i == n:
+            raise EcgmmError(f"fit: len(batches) is {n}, but batches.epoch gave more")
         yield i, batch
-    if i + 1 != n: raise EcgmmError(f"fit: len(batches) is {n}, but batches.epoch gave {i + 1}")
+    if i + 1 != n:
+        raise EcgmmError(f"fit: len(batches) is {n}, but batches.epoch gave {i + 1}")
 
 # %% ../nbs/11_training.ipynb #bb0fbc34
 def _gradient_norm(optimizer, clip):
     "The norm of all gradients together, which are scaled down to `clip` where it is larger."
-    return nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], math.inf if clip is None else clip).item()
+    return nn.utils.clip_grad_norm_(
+        [p for g in optimizer.param_groups for p in g["params"]], math.inf if clip is None else clip
+    ).item()
 
 
 def _train_epoch(model, optimizer, batches, epoch, epochs, seeds, rate, clip, accelerator, bar):
@@ -174,166 +244,309 @@ def _train_epoch(model, optimizer, batches, epoch, epochs, seeds, rate, clip, ac
     rank, world, n, seen = accelerator.process_index, accelerator.num_processes, len(batches), {}
     method = accelerator.unwrap_model(model).method.train()
     rng = torch.Generator(accelerator.device).manual_seed(_seed(*seeds, epoch, rank, 0))
-    torch.manual_seed(_seed(*seeds, epoch, rank, 1))                                            # dropout draws from here
+    torch.manual_seed(_seed(*seeds, epoch, rank, 1))  # dropout draws from here
     for i, batch in _exactly(batches.epoch(_seed(*seeds, epoch), rank, world), n):
         step, lr = epoch * n + i, rate(epoch * n + i)
         where = f"in epoch {epoch}, step {i} of {n} (both from 0), at rate {lr:.3g}; the parameters are those before this step"
-        if hasattr(method, "before_step"): method.before_step(step, epochs * n)
+        if hasattr(method, "before_step"):
+            method.before_step(step, epochs * n)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
-            if group["decays"] and hasattr(method, "weight_decay"): group["weight_decay"] = method.weight_decay(step, epochs * n)
-        try: loss, figures = model(batch, rng)
+            if group["decays"] and hasattr(method, "weight_decay"):
+                group["weight_decay"] = method.weight_decay(step, epochs * n)
+        try:
+            loss, figures = model(batch, rng)
         except ValueError as e:
-            if "more than 1 value per channel" in str(e): raise EcgmmError("a batch of one is too small for batch norm: a batch_size of 2 or more is needed") from None
+            if "more than 1 value per channel" in str(e):
+                raise EcgmmError(
+                    "a batch of one is too small for batch norm: a batch_size of 2 or more is needed"
+                ) from None
             raise
-        told = {"loss": accelerator.reduce(loss.detach(), "mean").item()} | {k: float(torch.as_tensor(v).detach()) for k, v in figures.items()}
-        if not math.isfinite(told["loss"]): raise EcgmmError(f"fit: a finite loss is needed, got {told} {where}")
+        told = {"loss": accelerator.reduce(loss.detach(), "mean").item()} | {
+            k: float(torch.as_tensor(v).detach()) for k, v in figures.items()
+        }
+        if not math.isfinite(told["loss"]):
+            raise EcgmmError(f"fit: a finite loss is needed, got {told} {where}")
         accelerator.backward(loss)
         if not math.isfinite(norm := _gradient_norm(optimizer, clip)):
             optimizer.zero_grad()
-            raise EcgmmError(f"fit: finite gradients are needed, their norm is {norm} (the loss is {told['loss']:.4g}) {where}")
-        if hasattr(method, "before_update"): method.before_update(step, epochs * n)
+            raise EcgmmError(
+                f"fit: finite gradients are needed, their norm is {norm} (the loss is {told['loss']:.4g}) {where}"
+            )
+        if hasattr(method, "before_update"):
+            method.before_update(step, epochs * n)
         optimizer.step()
         optimizer.zero_grad()
-        if hasattr(method, "after_step"): method.after_step(step, epochs * n)
-        for k, v in told.items(): seen.setdefault(k, []).append(v)
+        if hasattr(method, "after_step"):
+            method.after_step(step, epochs * n)
+        for k, v in told.items():
+            seen.setdefault(k, []).append(v)
         bar.set_postfix({"loss": told["loss"]}, refresh=False)
         bar.update()
     means = {k: sum(v) / len(v) for k, v in seen.items()}
-    if world > 1: means = dict(zip(means, accelerator.reduce(torch.tensor(list(means.values()), device=accelerator.device), "mean").tolist()))
+    if world > 1:
+        means = dict(
+            zip(
+                means,
+                accelerator.reduce(
+                    torch.tensor(list(means.values()), device=accelerator.device), "mean"
+                ).tolist(),
+            )
+        )
     return means | {"lr": float(lr)}
 
 # %% ../nbs/11_training.ipynb #cc7ba4ee
 def _check_settings(epochs, n, precision, evaluate, best_by, accelerator):
     "A clear word before the first step."
-    if epochs < 1 or n < 1: raise EcgmmError(f"fit: at least one epoch of one batch is needed, got {epochs} of {n}")
-    if precision not in ("no", "bf16"): raise EcgmmError(f"fit: a precision 'no' (float32) or 'bf16' is needed, got {precision!r}")
-    if accelerator.scaler is not None: raise EcgmmError(f"fit: accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: 'no' or 'bf16' is needed")
-    if best_by and evaluate is None: raise EcgmmError(f"fit: best_by={best_by[0]!r} needs an `evaluate` that returns it")
+    if epochs < 1 or n < 1:
+        raise EcgmmError(f"fit: at least one epoch of one batch is needed, got {epochs} of {n}")
+    if precision not in ("no", "bf16"):
+        raise EcgmmError(f"fit: a precision 'no' (float32) or 'bf16' is needed, got {precision!r}")
+    if accelerator.scaler is not None:
+        raise EcgmmError(
+            f"fit: accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: 'no' or 'bf16' is needed"
+        )
+    if best_by and evaluate is None:
+        raise EcgmmError(f"fit: best_by={best_by[0]!r} needs an `evaluate` that returns it")
 
 
 def _evaluate(method, evaluate, epoch, entry, best_by):
     "What `evaluate` says of the method, as floats under names that are free."
-    if evaluate is None: return {}
+    if evaluate is None:
+        return {}
     method.eval()
-    with torch.no_grad(): figures = {k: float(v) for k, v in evaluate(method, epoch).items()}
-    if taken := figures.keys() & entry.keys(): raise EcgmmError(f"fit: the history has a figure {sorted(taken)[0]!r} already, `evaluate` must name its figure otherwise")
+    with torch.no_grad():
+        figures = {k: float(v) for k, v in evaluate(method, epoch).items()}
+    if taken := figures.keys() & entry.keys():
+        raise EcgmmError(
+            f"fit: the history has a figure {sorted(taken)[0]!r} already, `evaluate` must name its figure otherwise"
+        )
     for name in best_by:
-        if name not in figures: raise EcgmmError(f"fit: best_by={name!r} is not among the figures of `evaluate`: {', '.join(figures)}")
+        if name not in figures:
+            raise EcgmmError(
+                f"fit: best_by={name!r} is not among the figures of `evaluate`: {', '.join(figures)}"
+            )
     return figures
 
 
 def _json_line(entry):
     "One line of strict JSON: what is not a finite number becomes null."
-    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}) + "\n"
+    return (
+        json.dumps(
+            {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in entry.items()
+            }
+        )
+        + "\n"
+    )
 
 
 def _begin_folder(folder):
     "Make the folder of a run of `fit`, and take away the half files of a killed one."
-    if (folder / _HISTORY).exists() and not (folder / _CHECKPOINT).exists(): raise EcgmmError(f"{folder / _HISTORY} is there already, without a checkpoint of `fit` beside it: give another folder")
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise file_error(folder, e) from None
+    if (folder / _HISTORY).exists() and not (folder / _CHECKPOINT).exists():
+        raise EcgmmError(
+            f"{folder / _HISTORY} is there already, without a checkpoint of `fit` beside it: give another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise file_error(folder, e) from None
     sweep(folder, (_CHECKPOINT, _HISTORY))
 
 # %% ../nbs/11_training.ipynb #88afd16c
 def fit(
-    method: nn.Module,            # has `loss(batch, rng) -> (scalar, dict of figures)`; may have `rates`, `weight_decay`, `before_step`, `before_update`, `after_step`
-    batches,                      # `len(batches)` steps an epoch; `batches.epoch(seed, rank, world)` gives this process its batches, on the device
+    # has `loss(batch, rng) -> (scalar, dict of figures)`; may have `rates`, `weight_decay`,
+    # `before_step`, `before_update`, `after_step`
+    method: nn.Module,
+    # `len(batches)` steps an epoch; `batches.epoch(seed, rank, world)` gives this process its
+    # batches, on the device
+    batches,
     *,
-    epochs: int,                  # number of passes over `batches`
-    lr: float = 1e-3,             # the highest rate
-    final_lr: float = 1e-5,       # the rate of the last step
-    warmup: float = 0.1,          # share of all steps in which the rate climbs
-    weight_decay: float = 0.0,    # AdamW's, for parameters of two dimensions or more (0.01 is usual); a method with a schedule of its own overrules it
-    clip: float = None,           # the largest norm of all gradients together (1.0 is usual); None leaves them
-    folder=None,                  # where checkpoint and `history.jsonl` go; with a checkpoint of the same run there it goes on from that; None writes nothing
-    evaluate=None,                # `evaluate(method, epoch) -> dict of floats`, on the main process, in eval mode, without gradients; joins the history
-    best_by=None,                 # keep the epoch with the highest value of this figure of `evaluate`; None keeps the last; of several (a tuple) the first's is kept here, the others' in the folder: `best_weights`
-    seed: int = 0,                # everything random in the run follows from it
-    phase: int = 0,               # of a run in several phases: each has random numbers of its own
-    precision: str = "no",        # "no" is float32, "bf16" a mixture
-    cpu: bool = False,            # use the CPU even where there is a GPU
-    accelerator: Accelerator = None, # made here if None
-    progress: bool = True,        # show a bar
-) -> list:                        # one dict an epoch: epoch (from 0), loss, figures, lr, seconds, and what `evaluate` said
+    epochs: int,  # number of passes over `batches`
+    lr: float = 1e-3,  # the highest rate
+    final_lr: float = 1e-5,  # the rate of the last step
+    warmup: float = 0.1,  # share of all steps in which the rate climbs
+    # AdamW's, for parameters of two dimensions or more (0.01 is usual); a method with a schedule of
+    # its own overrules it
+    weight_decay: float = 0.0,
+    # the largest norm of all gradients together (1.0 is usual); None leaves them
+    clip: float = None,
+    # where checkpoint and `history.jsonl` go; with a checkpoint of the same run there it goes on
+    # from that; None writes nothing
+    folder=None,
+    # `evaluate(method, epoch) -> dict of floats`, on the main process, in eval mode, without
+    # gradients; joins the history
+    evaluate=None,
+    # keep the epoch with the highest value of this figure of `evaluate`; None keeps the last; of
+    # several (a tuple) the first's is kept here, the others' in the folder: `best_weights`
+    best_by=None,
+    seed: int = 0,  # everything random in the run follows from it
+    phase: int = 0,  # of a run in several phases: each has random numbers of its own
+    precision: str = "no",  # "no" is float32, "bf16" a mixture
+    cpu: bool = False,  # use the CPU even where there is a GPU
+    accelerator: Accelerator = None,  # made here if None
+    progress: bool = True,  # show a bar
+) -> (
+    list
+):  # one dict an epoch: epoch (from 0), loss, figures, lr, seconds, and what `evaluate` said
     "Train `method` in place on whatever accelerate finds; a resumed run ends with the same weights as one that never stopped."
-    accelerator, n, best_by = accelerator or accelerator_for(cpu), len(batches), (best_by,) if isinstance(best_by, str) else tuple(best_by or ())
+    accelerator, n, best_by = (
+        accelerator or accelerator_for(cpu),
+        len(batches),
+        (best_by,) if isinstance(best_by, str) else tuple(best_by or ()),
+    )
     _check_settings(epochs, n, precision, evaluate, best_by, accelerator)
-    settings = dict(epochs=epochs, steps=n, lr=lr, final_lr=final_lr, warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed, phase=phase,
-                    precision=precision, best_by=best_by, processes=accelerator.num_processes, rates=getattr(method, "rates", {}))
-    settings = json.loads(json.dumps(settings, default=float))                                  # as they will be read back
+    settings = dict(
+        epochs=epochs,
+        steps=n,
+        lr=lr,
+        final_lr=final_lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        seed=seed,
+        phase=phase,
+        precision=precision,
+        best_by=best_by,
+        processes=accelerator.num_processes,
+        rates=getattr(method, "rates", {}),
+    )
+    settings = json.loads(json.dumps(settings, default=float))  # as they will be read back
     optimizer = torch.optim.AdamW(_param_groups(method.to(accelerator.device), weight_decay), lr=lr)
     history, best, folder, main = [], {}, folder and Path(folder), accelerator.is_main_process
-    if folder and main: _begin_folder(folder)
+    if folder and main:
+        _begin_folder(folder)
     accelerator.wait_for_everyone()
-    if folder and (folder / _CHECKPOINT).is_file(): history, best = _load_checkpoint(folder / _CHECKPOINT, method, optimizer, settings)
-    accelerator.wait_for_everyone()                                                             # all have read what is there before one writes
-    if history and main: write_whole(folder / _HISTORY, "".join(map(_json_line, history)))      # a kill may have come between the two files
-    model, rate = accelerator.prepare(_Loss(method, precision)), lambda step: warmup_cosine(step, epochs * n, lr, final_lr, warmup)
+    if folder and (folder / _CHECKPOINT).is_file():
+        history, best = _load_checkpoint(folder / _CHECKPOINT, method, optimizer, settings)
+    accelerator.wait_for_everyone()  # all have read what is there before one writes
+    if history and main:
+        write_whole(
+            folder / _HISTORY, "".join(map(_json_line, history))
+        )  # a kill may have come between the two files
+    model, rate = (
+        accelerator.prepare(_Loss(method, precision)),
+        lambda step: warmup_cosine(step, epochs * n, lr, final_lr, warmup),
+    )
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
-    bar = progress_bar(epochs * n, "steps", "train", progress and main and len(history) < epochs, initial=len(history) * n)
-    with bar, torch.random.fork_rng(devices=cuda):                                              # the caller's generator stays as it was
+    bar = progress_bar(
+        epochs * n,
+        "steps",
+        "train",
+        progress and main and len(history) < epochs,
+        initial=len(history) * n,
+    )
+    with bar, torch.random.fork_rng(devices=cuda):  # the caller's generator stays as it was
         for epoch in range(len(history), epochs):
             start = time.time()
             bar.set_description(f"epoch {epoch + 1} of {epochs}", refresh=False)
-            entry = {"epoch": epoch} | _train_epoch(model, optimizer, batches, epoch, epochs, (seed, phase), rate, clip, accelerator, bar) | {"seconds": time.time() - start}
+            entry = (
+                {"epoch": epoch}
+                | _train_epoch(
+                    model,
+                    optimizer,
+                    batches,
+                    epoch,
+                    epochs,
+                    (seed, phase),
+                    rate,
+                    clip,
+                    accelerator,
+                    bar,
+                )
+                | {"seconds": time.time() - start}
+            )
             if main:
                 entry |= _evaluate(method, evaluate, epoch, entry, best_by)
-                better = [name for name in best_by if entry[name] > best.get(name, (-math.inf,))[0]]   # NaN is never the best
+                better = [
+                    name for name in best_by if entry[name] > best.get(name, (-math.inf,))[0]
+                ]  # NaN is never the best
                 if better:
-                    now = {k: v.detach().to("cpu", copy=True) for k, v in method.state_dict().items()}
+                    now = {
+                        k: v.detach().to("cpu", copy=True) for k, v in method.state_dict().items()
+                    }
                     best |= {name: (entry[name], now) for name in better}
             history += broadcast_object_list([entry])
             if folder and main:
-                _save_checkpoint(folder / _CHECKPOINT, method, optimizer, best, {"settings": settings, "history": history})
+                _save_checkpoint(
+                    folder / _CHECKPOINT,
+                    method,
+                    optimizer,
+                    best,
+                    {"settings": settings, "history": history},
+                )
                 write_whole(folder / _HISTORY, "".join(map(_json_line, history)))
-    if best_by and best_by[0] in best: method.load_state_dict(best[best_by[0]][1])
-    if best_by and accelerator.num_processes > 1: method.load_state_dict(broadcast(method.state_dict()))
+    if best_by and best_by[0] in best:
+        method.load_state_dict(best[best_by[0]][1])
+    if best_by and accelerator.num_processes > 1:
+        method.load_state_dict(broadcast(method.state_dict()))
     accelerator.wait_for_everyone()
     return history
 
 # %% ../nbs/11_training.ipynb #0c76b916
 def best_weights(
-    folders,        # of one run of `fit`, or of the phases of a run, one after the other
-    figure: str,    # one of its `best_by`
-) -> dict:          # the state of the whole method in the epoch that was best by this figure, on the CPU
+    folders,  # of one run of `fit`, or of the phases of a run, one after the other
+    figure: str,  # one of its `best_by`
+) -> dict:  # the state of the whole method in the epoch that was best by this figure, on the CPU
     "What a run kept for a figure; of several phases the best epoch of all, the earlier one among equals."
     best = None
     for folder in [folders] if isinstance(folders, (str, Path)) else folders:
         told, tensors = _read_checkpoint(Path(folder) / _CHECKPOINT)
-        if figure not in told["best"]: raise EcgmmError(f"best_weights: {folder} kept the best epoch by {', '.join(told['best']) or 'no figure'}, not by {figure}")
-        if best is None or told["best"][figure] > best[0]: best = told["best"][figure], {k.removeprefix(f"best/{figure}/"): v for k, v in tensors.items() if k.startswith(f"best/{figure}/")}
+        if figure not in told["best"]:
+            raise EcgmmError(
+                f"best_weights: {folder} kept the best epoch by {', '.join(told['best']) or 'no figure'}, not by {figure}"
+            )
+        if best is None or told["best"][figure] > best[0]:
+            best = (
+                told["best"][figure],
+                {
+                    k.removeprefix(f"best/{figure}/"): v
+                    for k, v in tensors.items()
+                    if k.startswith(f"best/{figure}/")
+                },
+            )
     return best[1]
 
 # %% ../nbs/11_training.ipynb #c0ffee11
 def read_history(
-    folder,         # of a run of `fit`
-) -> list:          # as `fit` returned it; NaN where the file has null
+    folder,  # of a run of `fit`
+) -> list:  # as `fit` returned it; NaN where the file has null
     "The history that a run left."
     file = Path(folder) / _HISTORY
-    try: entries = [json.loads(line) for line in file.read_text().splitlines()]
-    except (OSError, ValueError) as e: raise EcgmmError(f"{file}: the history cannot be read: {e}") from None
+    try:
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as e:
+        raise EcgmmError(f"{file}: the history cannot be read: {e}") from None
     return [{k: math.nan if v is None else v for k, v in entry.items()} for entry in entries]
 
 # %% ../nbs/11_training.ipynb #de7fc461
 def begin_together(
-    accelerator: Accelerator,   # of this process
-    folder, kind: str, identity: dict, files=(),   # see `Run.begin`
-    overwrite: bool = False,    # replace what another call made there
-    say: bool = False,          # print a line where it is done already
-) -> Run:                       # in all but the main process one that writes nothing
+    accelerator: Accelerator,  # of this process
+    folder,
+    kind: str,
+    identity: dict,
+    files=(),  # see `Run.begin`
+    overwrite: bool = False,  # replace what another call made there
+    say: bool = False,  # print a line where it is done already
+) -> Run:  # in all but the main process one that writes nothing
     "Begin a run in one process or in several; an error of the main process is raised in all."
     run, error = None, None
     if accelerator.is_main_process:
-        try: run = Run.begin(folder, kind, identity, files, overwrite=overwrite, say=say)
-        except Exception as e: error = e
+        try:
+            run = Run.begin(folder, kind, identity, files, overwrite=overwrite, say=say)
+        except Exception as e:
+            error = e
     told = broadcast_object_list([error and str(error)])
-    if error: raise error
-    if told[0] is not None: raise EcgmmError(told[0])
+    if error:
+        raise error
+    if told[0] is not None:
+        raise EcgmmError(told[0])
     return run or Run.begin(folder, kind, identity, files, overwrite=overwrite, main=False)
 
 # %% ../nbs/11_training.ipynb #812b100e
 def processes() -> tuple:  # the number of this process, from 0, and how many there are
     "Who trains: (0, 1) where nobody started a process group."
-    if not (dist.is_available() and dist.is_initialized()): return 0, 1
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
     return dist.get_rank(), dist.get_world_size()

@@ -2,6 +2,7 @@
 
 A child has its own arguments, folder, standard output and error, and ends by itself. That the installed scripts start is shown elsewhere: each with `--help` in test_repository, each at work in test_readme.
 """
+
 import importlib
 import os
 import signal
@@ -15,33 +16,50 @@ from patience import HANG
 
 CONFIG = ConfigParser(delimiters=["="])
 CONFIG.read(Path(__file__).resolve().parents[1] / "settings.ini", encoding="utf-8")
-MODULES = {name.strip(): target.split(":")[0].strip() for name, target in (line.split("=") for line in CONFIG["DEFAULT"]["console_scripts"].splitlines() if line.strip())}
+MODULES = {
+    name.strip(): target.split(":")[0].strip()
+    for name, target in (
+        line.split("=")
+        for line in CONFIG["DEFAULT"]["console_scripts"].splitlines()
+        if line.strip()
+    )
+}
 
 
 class Child:
     "A call in a child of this process; `pid` is the child's."
+
     def __init__(self, call, cwd="."):
         self.files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
         self.pid = os.fork()
-        if self.pid == 0: self._work(call, cwd)
+        if self.pid == 0:
+            self._work(call, cwd)
 
     def _work(self, call, cwd):
         status = 1
         try:
             signal.alarm(HANG)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            for fd, file in enumerate(self.files, 1): os.dup2(file.fileno(), fd)
-            sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", buffering=1, closefd=False) for fd in (1, 2))
+            for fd, file in enumerate(self.files, 1):
+                os.dup2(file.fileno(), fd)
+            sys.stdout, sys.stderr = (
+                open(fd, "w", encoding="utf-8", buffering=1, closefd=False) for fd in (1, 2)
+            )
             os.chdir(cwd)
             call()
             status = 0
-        except SystemExit as e:                                     # as the interpreter does it
-            if isinstance(e.code, str): print(e.code, file=sys.stderr)
+        except SystemExit as e:  # as the interpreter does it
+            if isinstance(e.code, str):
+                print(e.code, file=sys.stderr)
             status = e.code if isinstance(e.code, int) else int(e.code is not None)
-        except BaseException: traceback.print_exc()
+        except BaseException:
+            traceback.print_exc()
         finally:
-            try: sys.stdout.flush(); sys.stderr.flush()
-            finally: os._exit(status)
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
 
     def end(self):
         "Wait for it: exit status (minus the signal that killed it), standard output, standard error."
@@ -57,8 +75,10 @@ class Child:
 def child(name, *words, cwd=".", before=lambda: None):
     "A command with what stands behind its name on the command line, after `before` has been called in its process."
     f = getattr(importlib.import_module(MODULES[name]), name)
+
     def call():
         before()
         sys.argv = [name, *map(str, words)]
         f()
+
     return Child(call, cwd)

@@ -1,4 +1,5 @@
 "Hostile files, a full disk, a killed run: what `prepare` promises when things go wrong."
+
 import errno
 import json
 import os
@@ -15,9 +16,9 @@ import wfdb
 from patience import HANG, killed_when_it_opens
 
 import ecgmm.data
-from ecgmm.command import EcgmmError
-from ecgmm.data import LEADS, Record, read_record, write_record
-from ecgmm.store import Store, prepare, prepare_record
+from ecgmm import EcgmmError
+from ecgmm.data import LEADS, Recording, read_recording, write_recording
+from ecgmm.store import Store, prepare, prepare_recording
 
 
 def record(name, seed, seconds=10, fs=500, codes=("426783006",)):
@@ -27,11 +28,12 @@ def record(name, seed, seconds=10, fs=500, codes=("426783006",)):
     x -= np.linspace(0, 1, x.shape[1]) * x[:, -1:]
     one, two = x[0], x[1]
     x[2:6] = two - one, -(one + two) / 2, one - two / 2, two - one / 2
-    return Record(name, x.astype(np.float32), fs, 50 + seed % 40, "Male", codes)
+    return Recording(name, x.astype(np.float32), fs, 50 + seed % 40, "Male", codes)
 
 
 def database(root, n=8):
-    for k in range(n): write_record(root / "training" / "ward" / "g1", record(f"W{k:04d}", k))
+    for k in range(n):
+        write_recording(root / "training" / "ward" / "g1", record(f"W{k:04d}", k))
     return root
 
 
@@ -43,25 +45,34 @@ def edit(header, old, new):
 
 def drop_lead(header, count):
     "Take the last leads out of header and signal, consistently."
-    r = read_record(header)
+    r = read_recording(header)
     lines = header.read_text().splitlines()
     lines[0] = lines[0].replace(" 12 ", f" {12 - count} ")
-    header.write_text("\n".join(lines[:13 - count] + lines[13:]) + "\n")
-    adc = np.round(r.x[:12 - count] * 1000).astype("<i2")
-    header.with_suffix(".mat").write_bytes(header.with_suffix(".mat").read_bytes()[:24] + adc.T.tobytes())
+    header.write_text("\n".join(lines[: 13 - count] + lines[13:]) + "\n")
+    adc = np.round(r.x[: 12 - count] * 1000).astype("<i2")
+    header.with_suffix(".mat").write_bytes(
+        header.with_suffix(".mat").read_bytes()[:24] + adc.T.tobytes()
+    )
 
 
 def rewrite(header, change):
     "The same record with other samples."
-    r = read_record(header)
+    r = read_recording(header)
     x = r.x.copy()
     change(x)
-    write_record(header.parent, Record(r.name, x, r.fs, r.age, r.sex, r.codes))
+    write_recording(header.parent, Recording(r.name, x, r.fs, r.age, r.sex, r.codes))
 
 
-def all_missing(x): x[4] = np.nan
-def too_large(x): x *= 40 / np.abs(x).max()
-def all_flat(x): x[:] = 0.3
+def all_missing(x):
+    x[4] = np.nan
+
+
+def too_large(x):
+    x *= 40 / np.abs(x).max()
+
+
+def all_flat(x):
+    x[:] = 0.3
 
 
 N_HOLES = 200_000_000
@@ -69,26 +80,45 @@ N_HOLES = 200_000_000
 
 def holes(header, fmt):
     "A signal file of 4.8 GB that takes no room on the disk, announced by its header."
-    edit(header, "16+24", fmt); edit(header, " 500 5000", f" 500 {N_HOLES}")
-    with open(header.with_suffix(".mat"), "wb") as f: f.truncate(24 * N_HOLES)
+    edit(header, "16+24", fmt)
+    edit(header, " 500 5000", f" 500 {N_HOLES}")
+    with open(header.with_suffix(".mat"), "wb") as f:
+        f.truncate(24 * N_HOLES)
 
 
 SKIPPED = {  # what is done to the files of one record, and what its line in skipped.csv must say
     "no signal file": (lambda h: h.with_suffix(".mat").unlink(), "missing"),
     "no header": (lambda h: h.unlink(), "without a header"),
-    "cut signal file": (lambda h: h.with_suffix(".mat").write_bytes(h.with_suffix(".mat").read_bytes()[:-7]), "truncated"),
+    "cut signal file": (
+        lambda h: h.with_suffix(".mat").write_bytes(h.with_suffix(".mat").read_bytes()[:-7]),
+        "truncated",
+    ),
     "empty signal file": (lambda h: h.with_suffix(".mat").write_bytes(b""), "truncated"),
     "longer header": (lambda h: edit(h, " 500 5000", " 500 5100"), "truncated"),
     "shorter header": (lambda h: edit(h, " 500 5000", " 500 400"), "holds more than"),
-    "other samples": (lambda h: h.with_suffix(".mat").write_bytes(h.with_suffix(".mat").read_bytes()[:-2] + b"\x11\x11"), "checksum"),
+    "other samples": (
+        lambda h: h.with_suffix(".mat").write_bytes(
+            h.with_suffix(".mat").read_bytes()[:-2] + b"\x11\x11"
+        ),
+        "checksum",
+    ),
     "a lead of missing samples": (lambda h: rewrite(h, all_missing), "lead aVL is missing"),
     "eleven leads": (lambda h: drop_lead(h, 1), "lead V6 missing"),
     "eight leads": (lambda h: drop_lead(h, 4), "leads V3, V4, V5, V6 missing"),
     "no samples": (lambda h: edit(h, " 500 5000", " 500 0"), "no samples"),
-    "half a second": (lambda h: write_record(h.parent, record(h.stem, 1, seconds=0.5)), "0.50 s long"),
-    "a path that leads out": (lambda h: edit(h, f"{h.stem}.mat", f"../../{h.stem}.mat"), "outside its folder"),
+    "half a second": (
+        lambda h: write_recording(h.parent, record(h.stem, 1, seconds=0.5)),
+        "0.50 s long",
+    ),
+    "a path that leads out": (
+        lambda h: edit(h, f"{h.stem}.mat", f"../../{h.stem}.mat"),
+        "outside its folder",
+    ),
     "an absolute path": (lambda h: edit(h, f"{h.stem}.mat", "/etc/passwd"), "outside its folder"),
-    "a signal file that is a folder": (lambda h: (h.with_suffix(".mat").unlink(), h.with_suffix(".mat").mkdir()), "missing"),
+    "a signal file that is a folder": (
+        lambda h: (h.with_suffix(".mat").unlink(), h.with_suffix(".mat").mkdir()),
+        "missing",
+    ),
     "bytes instead of a header": (lambda h: h.write_bytes(os.urandom(500)), "first line"),
     "an empty header": (lambda h: h.write_bytes(b""), "first line"),
     "a huge header": (lambda h: h.write_bytes(b"# \n" * 500_000), "larger than 1 MiB"),
@@ -98,45 +128,89 @@ SKIPPED = {  # what is done to the files of one record, and what its line in ski
     "a doubled lead": (lambda h: edit(h, " V6", " V5"), "given twice"),
     "a unit that is no voltage": (lambda h: edit(h, "/mV", "/mmHg"), "voltage"),
     "a rate of nothing": (lambda h: edit(h, " 12 500 ", " 12 0 "), "sampling rate"),
-    "a number that is none": (lambda h: edit(h, "1000/mV 16", "1e/mV 16"), "the gain of lead I is '1e'"),
-    "a rate that is no number": (lambda h: edit(h, " 12 500 ", " 12 5.0.0 "), "the sampling rate is '5.0.0'"),
-    "a baseline without end": (lambda h: edit(h, "1000/mV 16", f"1000({10 ** 400})/mV 16"), "at most 18 digits"),
+    "a number that is none": (
+        lambda h: edit(h, "1000/mV 16", "1e/mV 16"),
+        "the gain of lead I is '1e'",
+    ),
+    "a rate that is no number": (
+        lambda h: edit(h, " 12 500 ", " 12 5.0.0 "),
+        "the sampling rate is '5.0.0'",
+    ),
+    "a baseline without end": (
+        lambda h: edit(h, "1000/mV 16", f"1000({10**400})/mV 16"),
+        "at most 18 digits",
+    ),
     "a gain of nearly nothing": (lambda h: edit(h, "1000/mV", "1e-300/mV"), "no converter"),
     "a gain of nearly everything": (lambda h: edit(h, "1000/mV", "1e300/mV"), "no converter"),
-    "a gain that leaves nothing": (lambda h: edit(h, "1000/mV", "90000000/mV"), "no lead changes by a microvolt"),
-    "ten to the twelve samples": (lambda h: edit(h, " 500 5000", f" 500 {10 ** 12}"), "more than is read"),
-    "a million signals": (lambda h: edit(h, " 12 500 ", f" {10 ** 6} 500 "), "1000000 signals announced"),
+    "a gain that leaves nothing": (
+        lambda h: edit(h, "1000/mV", "90000000/mV"),
+        "no lead changes by a microvolt",
+    ),
+    "ten to the twelve samples": (
+        lambda h: edit(h, " 500 5000", f" 500 {10**12}"),
+        "more than is read",
+    ),
+    "a million signals": (
+        lambda h: edit(h, " 12 500 ", f" {10**6} 500 "),
+        "1000000 signals announced",
+    ),
     "a file of holes": (lambda h: holes(h, "16"), "more than is read"),
     "a file of holes, packed": (lambda h: holes(h, "212"), "more than is read"),
-    "holes without a length": (lambda h: (holes(h, "212"), edit(h, f" 500 {N_HOLES}", " 500")), "more than is read"),
-    "a file that is too long": (lambda h: (holes(h, "16"), edit(h, f" 500 {N_HOLES}", " 500 5000")), "holds more than"),
-    "a packed file that is too long": (lambda h: (holes(h, "212"), edit(h, f" 500 {N_HOLES}", " 500 5000")), "holds more than"),
+    "holes without a length": (
+        lambda h: (holes(h, "212"), edit(h, f" 500 {N_HOLES}", " 500")),
+        "more than is read",
+    ),
+    "a file that is too long": (
+        lambda h: (holes(h, "16"), edit(h, f" 500 {N_HOLES}", " 500 5000")),
+        "holds more than",
+    ),
+    "a packed file that is too long": (
+        lambda h: (holes(h, "212"), edit(h, f" 500 {N_HOLES}", " 500 5000")),
+        "holds more than",
+    ),
     "a format that nobody knows": (lambda h: edit(h, "16+24", "77+24"), "the format 77"),
-    "a header that is a folder": (lambda h: (h.unlink(), h.mkdir()), "a folder with the name of a header"),
+    "a header that is a folder": (
+        lambda h: (h.unlink(), h.mkdir()),
+        "a folder with the name of a header",
+    ),
     "a header that is a pipe": (lambda h: (h.unlink(), os.mkfifo(h)), "a pipe or device"),
-    "a signal file that is a pipe": (lambda h: (h.with_suffix(".mat").unlink(), os.mkfifo(h.with_suffix(".mat"))), "no file has its name"),
+    "a signal file that is a pipe": (
+        lambda h: (h.with_suffix(".mat").unlink(), os.mkfifo(h.with_suffix(".mat"))),
+        "no file has its name",
+    ),
 }
 
 
 def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
     root = database(tmp_path / "db", len(SKIPPED) + 3)
     headers = sorted(root.rglob("*.hea"))
-    for header, (spoil, _) in zip(headers, SKIPPED.values()): spoil(header)
-    before = ("start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"            # KiB; all of one such file would be 5 GB
-              "import atexit; atexit.register(lambda: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start))")
+    for header, (spoil, _) in zip(headers, SKIPPED.values()):
+        spoil(header)
+    before = (
+        # KiB; all of one such file would be 5 GB
+        "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import atexit; atexit.register(lambda: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start))"
+    )
     p = prepare_in_a_process(root, tmp_path / "store", before)
     output = p.communicate(timeout=HANG)[0]
     assert p.returncode == 0 and "Warning" not in output, output
     assert int(output.split("PEAK")[1]) < 1 << 20, output
     store = Store(tmp_path / "store")
     skipped = pd.read_csv(store.folder / "skipped.csv").set_index("path")["reason"]
-    extra = {str(h.relative_to(root).with_suffix(".mat")) for h in headers if h.is_dir() or h.is_fifo()}   # the signal file of such a header is listed, too
-    assert len(store) == 3 and len(skipped) == len(SKIPPED) + len(extra) and extra < set(skipped.index)
+    extra = {
+        str(h.relative_to(root).with_suffix(".mat")) for h in headers if h.is_dir() or h.is_fifo()
+    }  # the signal file of such a header is listed, too
+    assert (
+        len(store) == 3 and len(skipped) == len(SKIPPED) + len(extra) and extra < set(skipped.index)
+    )
     for header, (what, (_, said)) in zip(headers, SKIPPED.items()):
-        path = str(header.relative_to(root).with_suffix("")) + (".mat" if what == "no header" else ".hea")
+        path = str(header.relative_to(root).with_suffix("")) + (
+            ".mat" if what == "no header" else ".hea"
+        )
         assert said and said in skipped[path], (what, skipped[path])
         if what not in ("no header", "a header that is a folder", "a header that is a pipe"):
-            with pytest.raises(EcgmmError) as e: prepare_record(header)
+            with pytest.raises(EcgmmError) as e:
+                prepare_recording(header)
             assert str(header) in str(e.value), (what, e.value)
         assert "\n" not in skipped[path] and str(root) not in skipped[path].split(":")[0]
     card = (store.folder / "card.md").read_text()
@@ -145,37 +219,92 @@ def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
 
 def test_whatever_a_header_says_the_error_names_the_file(tmp_path):
     "Headers with pieces taken out, doubled, exchanged: each is read, or an EcgmmError with the path."
-    rng, plain = np.random.default_rng(0), write_record(tmp_path, record("A", 1))
-    lines, pieces = plain.read_text().splitlines(), ["0", "-1", "1e", "1e999", "9" * 17, "212", "16x2", "16:3", "24+1", "~", "../x", "/", "A.mat", "\u0663", "\x0c", "\u2028", "(", "/mV", "V6", "#", ""]
+    rng, plain = np.random.default_rng(0), write_recording(tmp_path, record("A", 1))
+    lines, pieces = (
+        plain.read_text().splitlines(),
+        [
+            "0",
+            "-1",
+            "1e",
+            "1e999",
+            "9" * 17,
+            "212",
+            "16x2",
+            "16:3",
+            "24+1",
+            "~",
+            "../x",
+            "/",
+            "A.mat",
+            "\u0663",
+            "\x0c",
+            "\u2028",
+            "(",
+            "/mV",
+            "V6",
+            "#",
+            "",
+        ],
+    )
     refused = 0
     for k in range(600):
         words = [line.split(" ") for line in lines]
         for _ in range(rng.integers(1, 4)):
             line = words[rng.integers(0, 13) if rng.random() < 0.7 else 0]
             at = rng.integers(len(line))
-            line[at] = str(rng.choice(pieces)) if rng.random() < 0.7 else line[at] + str(rng.choice(pieces))
-        if rng.random() < 0.2: del words[rng.integers(len(words))]
+            line[at] = (
+                str(rng.choice(pieces))
+                if rng.random() < 0.7
+                else line[at] + str(rng.choice(pieces))
+            )
+        if rng.random() < 0.2:
+            del words[rng.integers(len(words))]
         plain.write_text("\n".join(" ".join(line) for line in words))
-        try: prepare_record(plain)
+        try:
+            prepare_recording(plain)
         except EcgmmError as e:
             refused += 1
             assert str(plain) in str(e), e
     assert refused > 100
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError("no memory")], ids=["files", "memory"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "Too many open files"), MemoryError("no memory")],
+    ids=["files", "memory"],
+)
 @pytest.mark.parametrize("fmt", ["16", "212"])
 def test_what_the_machine_lacks_leaves_no_recording_out(tmp_path, error, fmt):
     root = tmp_path / "db"
-    for k in range(4): write_record(root, record(f"W{k}", k))
+    for k in range(4):
+        write_recording(root, record(f"W{k}", k))
     if fmt != "16":
-        for k in range(4): wfdb.wrsamp(f"W{k}", 500, ["mV"] * 12, list(LEADS), record(f"W{k}", k).x.T.astype(float), fmt=[fmt] * 12, adc_gain=[200.0] * 12, baseline=[0] * 12, comments=["Dx: 426783006"], write_dir=str(root))
+        for k in range(4):
+            wfdb.wrsamp(
+                f"W{k}",
+                500,
+                ["mV"] * 12,
+                list(LEADS),
+                record(f"W{k}", k).x.T.astype(float),
+                fmt=[fmt] * 12,
+                adc_gain=[200.0] * 12,
+                baseline=[0] * 12,
+                comments=["Dx: 426783006"],
+                write_dir=str(root),
+            )
     real, calls = ecgmm.data._read_samples if fmt == "16" else wfdb.rdrecord, []
+
     def fails(*args, **named):
         calls.append(args)
-        if len(calls) == 3: raise error
+        if len(calls) == 3:
+            raise error
         return real(*args, **named)
-    with patch("ecgmm.data._read_samples" if fmt == "16" else "wfdb.rdrecord", fails), pytest.raises((OSError, MemoryError, EcgmmError)) as e: prepare(root, tmp_path / "store", progress=False, workers=1)
+
+    with (
+        patch("ecgmm.data._read_samples" if fmt == "16" else "wfdb.rdrecord", fails),
+        pytest.raises((OSError, MemoryError, EcgmmError)) as e,
+    ):
+        prepare(root, tmp_path / "store", progress=False, workers=1)
     assert error.args[-1] in str(e.value)
     store = prepare(root, tmp_path / "store", progress=False, workers=1)
     assert len(store) == 4 and len(pd.read_csv(store.folder / "skipped.csv")) == 0
@@ -186,7 +315,9 @@ def test_an_unreadable_file(tmp_path):
     header = next(root.rglob("W0001.hea"))
     header.unlink()
     header.symlink_to(tmp_path / "nowhere.hea")
-    loop = header.with_name("W0002.hea"); loop.unlink(); loop.symlink_to(loop)
+    loop = header.with_name("W0002.hea")
+    loop.unlink()
+    loop.symlink_to(loop)
     (root / "elsewhere").symlink_to(tmp_path)
     store = prepare(root, tmp_path / "store", progress=False)
     skipped = pd.read_csv(store.folder / "skipped.csv")
@@ -197,67 +328,102 @@ def test_an_unreadable_file(tmp_path):
 def test_what_is_odd_but_readable_is_kept(tmp_path):
     folder = tmp_path / "db" / "ward"
     plain = record("A", 1)
-    write_record(folder, plain)
-    shuffled = write_record(folder, record("B", 1))                                # the same leads, in another order, with their names
+    write_recording(folder, plain)
+    shuffled = write_recording(
+        folder, record("B", 1)
+    )  # the same leads, in another order, with their names
     order = np.random.default_rng(0).permutation(12)
     lines = shuffled.read_text().splitlines()
     adc = np.round(plain.x * 1000).astype("<i2")
     shuffled.write_text("\n".join([lines[0]] + [lines[1 + k] for k in order] + lines[13:]) + "\n")
-    shuffled.with_suffix(".mat").write_bytes(shuffled.with_suffix(".mat").read_bytes()[:24] + adc[order].T.tobytes())
-    write_record(folder, record("C", 3, codes=("999999999", "AF?")))             # codes that no table knows
-    write_record(folder, record("D", 4, seconds=1800, fs=100))                     # half an hour
+    shuffled.with_suffix(".mat").write_bytes(
+        shuffled.with_suffix(".mat").read_bytes()[:24] + adc[order].T.tobytes()
+    )
+    write_recording(folder, record("C", 3, codes=("999999999", "AF?")))  # codes that no table knows
+    write_recording(folder, record("D", 4, seconds=1800, fs=100))  # half an hour
     holes = record("E", 5)
     holes.x[2, 100:120] = np.nan
-    write_record(folder, holes)
-    write_record(folder, record("F", 6, codes=("Unknown",)))                       # no diagnosis at all
+    write_recording(folder, holes)
+    write_recording(folder, record("F", 6, codes=("Unknown",)))  # no diagnosis at all
     store = prepare(tmp_path / "db", tmp_path / "store", progress=False)
     r = store.records.set_index("name")
     assert len(store) == 6 and len(pd.read_csv(store.folder / "skipped.csv")) == 0
-    assert r.loc["A", "hash"] == r.loc["B", "hash"] and store.groups[0] == store.groups[1] and store.folds[0] == store.folds[1]
-    assert r.loc["C", "codes"] == "999999999 AF?" and r.loc["C", "labelled"] == 1 and store.y[2].sum() == 0
+    assert (
+        r.loc["A", "hash"] == r.loc["B", "hash"]
+        and store.groups[0] == store.groups[1]
+        and store.folds[0] == store.folds[1]
+    )
+    assert (
+        r.loc["C", "codes"] == "999999999 AF?"
+        and r.loc["C", "labelled"] == 1
+        and store.y[2].sum() == 0
+    )
     assert "999999999 (1)" in (store.folder / "card.md").read_text()
     assert r.loc["D", "length"] == 180_000
     assert r.loc["E", "missing"] > 0 and np.isfinite(store.x(4)).all()
     assert r.loc["F", "labelled"] == 0
-    assert sum(len(v) for v in store.split(0).values()) == 5 and sum(len(v) for v in store.split(0, labelled=False).values()) == 6
+    assert (
+        sum(len(v) for v in store.split(0).values()) == 5
+        and sum(len(v) for v in store.split(0, labelled=False).values()) == 6
+    )
 
 
 def test_files_in_upper_case_are_listed(tmp_path):
     root = database(tmp_path / "db", 3)
-    for file in list(root.rglob("W0001.*")): file.rename(file.with_suffix(file.suffix.upper()))
+    for file in list(root.rglob("W0001.*")):
+        file.rename(file.with_suffix(file.suffix.upper()))
     store = prepare(root, tmp_path / "store", progress=False)
     skipped = pd.read_csv(store.folder / "skipped.csv")
-    assert len(store) == 2 and len(skipped) == 2 and skipped["reason"].str.contains("lower case").all()
+    assert (
+        len(store) == 2 and len(skipped) == 2 and skipped["reason"].str.contains("lower case").all()
+    )
 
 
 def test_names_that_no_table_can_hold(tmp_path):
     root = database(tmp_path / "db", 3)
     source = next(root.rglob("W0001.hea"))
     (source.parent / "a\rb.hea").write_bytes(source.read_bytes())
-    with open(os.fsencode(source.parent) + b"/\xff.hea", "wb") as f: f.write(source.read_bytes())
-    with open(source.parent / "long.hea", "w") as f: f.write("x" + " " * 100_000 + "\n")
+    with open(os.fsencode(source.parent) + b"/\xff.hea", "wb") as f:
+        f.write(source.read_bytes())
+    with open(source.parent / "long.hea", "w") as f:
+        f.write("x" + " " * 100_000 + "\n")
     store = prepare(root, tmp_path / "store", progress=False)
     skipped = pd.read_csv(store.folder / "skipped.csv")
-    assert len(store) == 3 and len(skipped) == 3 and skipped["reason"].str.contains("cannot be printed").sum() == 2, skipped
+    assert (
+        len(store) == 3
+        and len(skipped) == 3
+        and skipped["reason"].str.contains("cannot be printed").sum() == 2
+    ), skipped
 
 
 def test_overwrite_does_it_again_and_a_table_of_others_is_refused(tmp_path):
     root = database(tmp_path / "db", 3)
-    first = (prepare(root, tmp_path / "store", progress=False).folder / "meta.json").stat().st_mtime_ns
-    assert (prepare(root, tmp_path / "store", overwrite=True, progress=False).folder / "meta.json").stat().st_mtime_ns != first
+    first = (
+        (prepare(root, tmp_path / "store", progress=False).folder / "meta.json").stat().st_mtime_ns
+    )
+    assert (
+        prepare(root, tmp_path / "store", overwrite=True, progress=False).folder / "meta.json"
+    ).stat().st_mtime_ns != first
     (tmp_path / "patients.csv").write_text("record,patient\nX1,a\n")
-    with pytest.raises(ValueError, match="names none of the 3 records"): prepare(root, tmp_path / "other", patients=tmp_path / "patients.csv", progress=False)
+    with pytest.raises(ValueError, match="names none of the 3 records"):
+        prepare(root, tmp_path / "other", patients=tmp_path / "patients.csv", progress=False)
 
 
 def test_nothing_usable_is_one_clear_error(tmp_path):
     root = database(tmp_path / "db", 2)
-    for header in root.rglob("*.hea"): header.with_suffix(".mat").unlink()
-    with pytest.raises(ValueError, match="none of the 2 files can be used"): prepare(root, tmp_path / "store", progress=False)
+    for header in root.rglob("*.hea"):
+        header.with_suffix(".mat").unlink()
+    with pytest.raises(ValueError, match="none of the 2 files can be used"):
+        prepare(root, tmp_path / "store", progress=False)
     assert not (tmp_path / "store").exists()
 
 
 UNUSABLE = {  # calls that cannot end in a store, each with what is said
-    "no usable file": (lambda root: [h.with_suffix(".mat").unlink() for h in root.rglob("*.hea")], {}, "none of the 4 files can be used"),
+    "no usable file": (
+        lambda root: [h.with_suffix(".mat").unlink() for h in root.rglob("*.hea")],
+        {},
+        "none of the 4 files can be used",
+    ),
     "no header": (lambda root: [h.unlink() for h in root.rglob("*.hea")], {}, "no WFDB header"),
     "no folder": (shutil.rmtree, {}, "is not a folder"),
     "an impossible seed": (lambda root: None, dict(seed=2**32), "a seed from 0"),
@@ -265,7 +431,8 @@ UNUSABLE = {  # calls that cannot end in a store, each with what is said
     "no data": (lambda root: None, dict(data=""), "a folder with recordings"),
     "no table": (lambda root: None, dict(patients="nowhere.csv"), "nowhere.csv"),
     "a bad option": (lambda root: None, dict(max_missing=2.0), "max_missing"),
-    "no worker": (lambda root: None, dict(workers=0), "worker")}
+    "no worker": (lambda root: None, dict(workers=0), "worker"),
+}
 
 
 @pytest.mark.parametrize("what", UNUSABLE)
@@ -275,26 +442,50 @@ def test_a_store_is_replaced_only_by_another(tmp_path, what):
     store = prepare(root, tmp_path / "store", progress=False)
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()}
     spoil(root)
-    with pytest.raises(EcgmmError, match=said): prepare(**dict(data=root, store=store.folder, overwrite=True, progress=False) | options)
-    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()} == before and len(Store(store.folder)) == 4
+    with pytest.raises(EcgmmError, match=said):
+        prepare(**dict(data=root, store=store.folder, overwrite=True, progress=False) | options)
+    assert {
+        p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()
+    } == before and len(Store(store.folder)) == 4
 
 
 def test_one_usable_recording_is_enough_to_replace_a_store(tmp_path):
     root = database(tmp_path / "db", 4)
     prepare(root, tmp_path / "store", progress=False)
-    for header in sorted(root.rglob("*.hea"))[:3]: header.with_suffix(".mat").unlink()
+    for header in sorted(root.rglob("*.hea"))[:3]:
+        header.with_suffix(".mat").unlink()
     store = prepare(root, tmp_path / "store", overwrite=True, progress=False)
-    assert list(store.records["name"]) == ["W0003"] and len(pd.read_csv(store.folder / "skipped.csv")) == 3
+    assert (
+        list(store.records["name"]) == ["W0003"]
+        and len(pd.read_csv(store.folder / "skipped.csv")) == 3
+    )
 
 
-@pytest.mark.parametrize("content, said", [(None, "No such file"), ("folder", "directory"), (b"", "it is empty"), ("record,patient\nW0000,M\u00fcller\n".encode("latin-1"), "UTF-8"), (b"ecg_id,patient_id\nx,1\n", "line 2"), (b"a;b\n", "record,patient")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (None, "No such file"),
+        ("folder", "directory"),
+        (b"", "it is empty"),
+        ("record,patient\nW0000,M\u00fcller\n".encode("latin-1"), "UTF-8"),
+        (b"ecg_id,patient_id\nx,1\n", "line 2"),
+        (b"a;b\n", "record,patient"),
+    ],
+)
 def test_a_table_of_patients_that_cannot_be_read_is_one_line(tmp_path, content, said):
     root, table = database(tmp_path / "db", 2), tmp_path / "people.csv"
-    if content == "folder": table.mkdir()
-    elif content is not None: table.write_bytes(content)
+    if content == "folder":
+        table.mkdir()
+    elif content is not None:
+        table.write_bytes(content)
     code = f"import sys; from ecgmm.store import ecgmm_prepare\nsys.argv = ['ecgmm_prepare', '--data', {str(root)!r}, '--store', {str(tmp_path / 'store')!r}, '--patients', {str(table)!r}]\necgmm_prepare()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(table) in done.stderr and said in done.stderr, done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.count("\n") == 1
+        and str(table) in done.stderr
+        and said in done.stderr
+    ), done.stderr
     assert not (tmp_path / "store").exists()
 
 
@@ -302,65 +493,104 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
     root = database(tmp_path / "db", 2)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="not a store"): prepare(root, tmp_path / "thesis", overwrite=True, progress=False)
+    with pytest.raises(ValueError, match="not a store"):
+        prepare(root, tmp_path / "thesis", overwrite=True, progress=False)
     assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
 
 
 def prepare_in_a_process(root, store, before=""):
     code = f"import resource\n{before}\nimport sys; from ecgmm.store import ecgmm_prepare\nsys.argv = ['ecgmm_prepare', '--data', {str(root)!r}, '--store', {str(store)!r}, '--workers', '1']\necgmm_prepare()"
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_full_disk(tmp_path):
-    root = database(tmp_path / "db", 8)                                            # 8 records of 24 kB in a shard
-    p = prepare_in_a_process(root, tmp_path / "store", "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))")
+    root = database(tmp_path / "db", 8)  # 8 records of 24 kB in a shard
+    p = prepare_in_a_process(
+        root, tmp_path / "store", "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    )
     said = p.communicate()[0]
-    assert p.returncode == 1 and "no space left" in said and "run the same command again" in said and "Traceback" not in said, said
-    assert not [p for p in (tmp_path / "store").iterdir() if p.name.endswith(".part")]      # what filled the disk is gone
+    assert (
+        p.returncode == 1
+        and "no space left" in said
+        and "run the same command again" in said
+        and "Traceback" not in said
+    ), said
+    assert not [
+        p for p in (tmp_path / "store").iterdir() if p.name.endswith(".part")
+    ]  # what filled the disk is gone
     assert len(prepare(root, tmp_path / "store", progress=False)) == 8
 
 
 def test_killed_in_the_middle_and_resumed(tmp_path):
-    root = database(tmp_path / "db", 520)                                          # three shards
+    root = database(tmp_path / "db", 520)  # three shards
     whole = prepare(root, tmp_path / "whole", progress=False, workers=2)
     p = prepare_in_a_process(root, tmp_path / "store", killed_when_it_opens("shard-001"))
     first, said = tmp_path / "store" / "shard-000.json", p.communicate()[0]
     assert p.returncode == -signal.SIGKILL, said
-    with pytest.raises(ValueError, match="not finished"): Store(tmp_path / "store")
+    with pytest.raises(ValueError, match="not finished"):
+        Store(tmp_path / "store")
     assert first.exists()
     made = first.with_suffix(".npy").stat().st_mtime_ns
     store = prepare(root, tmp_path / "store", progress=False)
-    assert (store.folder / "shard-000.npy").stat().st_mtime_ns == made             # not done again
-    for k in range(3): assert (store.folder / f"shard-{k:03d}.npy").read_bytes() == (whole.folder / f"shard-{k:03d}.npy").read_bytes()
-    for name in ("records.csv", "folds.csv", "skipped.csv"): assert (store.folder / name).read_bytes() == (whole.folder / name).read_bytes()
-    assert store.meta == whole.meta                                                # one worker or two
-    assert sorted(p.name for p in store.folder.iterdir()) == sorted(p.name for p in whole.folder.iterdir())   # and nothing is left behind
+    assert (store.folder / "shard-000.npy").stat().st_mtime_ns == made  # not done again
+    for k in range(3):
+        assert (store.folder / f"shard-{k:03d}.npy").read_bytes() == (
+            whole.folder / f"shard-{k:03d}.npy"
+        ).read_bytes()
+    for name in ("records.csv", "folds.csv", "skipped.csv"):
+        assert (store.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert store.meta == whole.meta  # one worker or two
+    assert sorted(p.name for p in store.folder.iterdir()) == sorted(
+        p.name for p in whole.folder.iterdir()
+    )  # and nothing is left behind
 
 
 def test_changed_files_are_noticed(tmp_path):
     root = database(tmp_path / "db", 4)
     prepare(root, tmp_path / "store", progress=False)
-    write_record(root / "training" / "ward" / "g1", record("W0009", 9))
-    with pytest.raises(ValueError, match="with another files"): prepare(root, tmp_path / "store", progress=False)
+    write_recording(root / "training" / "ward" / "g1", record("W0009", 9))
+    with pytest.raises(ValueError, match="with another files"):
+        prepare(root, tmp_path / "store", progress=False)
     assert len(prepare(root, tmp_path / "store", overwrite=True, progress=False)) == 5
 
 
 def test_a_damaged_store_says_so(tmp_path):
     store = prepare(database(tmp_path / "db", 4), tmp_path / "store", progress=False)
-    for change, said in ((lambda m: m.update(leads=list(LEADS)[::-1]), "leads"), (lambda m: m.update(fs=500), "fs"), (lambda m: m.update(version=99), "version"),
-                         (lambda m: m.update(shards=[17]), "int16")):
+    for change, said in (
+        (lambda m: m.update(leads=list(LEADS)[::-1]), "leads"),
+        (lambda m: m.update(fs=500), "fs"),
+        (lambda m: m.update(version=99), "version"),
+        (lambda m: m.update(shards=[17]), "int16"),
+    ):
         copy = tmp_path / "copy"
-        shutil.rmtree(copy, ignore_errors=True); shutil.copytree(store.folder, copy)
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(store.folder, copy)
 
-        meta = json.loads((copy / "meta.json").read_text()); change(meta); (copy / "meta.json").write_text(json.dumps(meta))
-        with pytest.raises(ValueError, match=said): Store(copy)
+        meta = json.loads((copy / "meta.json").read_text())
+        change(meta)
+        (copy / "meta.json").write_text(json.dumps(meta))
+        with pytest.raises(ValueError, match=said):
+            Store(copy)
     (store.folder / "shard-000.npy").write_bytes(b"\x93NUMPY garbage")
-    with pytest.raises(ValueError): Store(store.folder)
+    with pytest.raises(ValueError):
+        Store(store.folder)
 
 
 def test_a_source_alone_has_its_folders_name(tmp_path):
     "Prepared with the others or by itself, from its folder or from a part of it, a recording's source is the same."
     root = tmp_path / "challenge-2020"
-    for k in range(6): write_record(root / "training" / "georgia" / f"g{k % 2 + 1}", record(f"E{k:04d}", k))
-    for n, start in enumerate((root, root / "training", root / "training" / "georgia", root / "training" / "georgia" / "g1")):
-        assert set(prepare(start, tmp_path / f"store-{n}", progress=False).records["source"]) == {"georgia"}
+    for k in range(6):
+        write_recording(root / "training" / "georgia" / f"g{k % 2 + 1}", record(f"E{k:04d}", k))
+    for n, start in enumerate(
+        (
+            root,
+            root / "training",
+            root / "training" / "georgia",
+            root / "training" / "georgia" / "g1",
+        )
+    ):
+        assert set(prepare(start, tmp_path / f"store-{n}", progress=False).records["source"]) == {
+            "georgia"
+        }

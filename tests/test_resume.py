@@ -1,4 +1,5 @@
 """A training run that is killed in the middle of an epoch ends, once resumed, with the weights of a run that was never stopped."""
+
 import json
 import os
 import signal
@@ -17,7 +18,15 @@ RUN = [sys.executable, str(SCRIPT)]
 KIND = ["--noise", "0.2", "--norm"]
 
 
-def train(weights, *options): return subprocess.run([*RUN, str(weights), *options], env=ENV, check=True, capture_output=True, text=True, timeout=HANG).stdout
+def train(weights, *options):
+    return subprocess.run(
+        [*RUN, str(weights), *options],
+        env=ENV,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +36,51 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("killed_at", [3, 25])   # before the first checkpoint, and in the third of four epochs
+@pytest.mark.parametrize(
+    "killed_at", [3, 25]
+)  # before the first checkpoint, and in the third of four epochs
 def test_killed_and_resumed(tmp_path, whole, killed_at):
-    process = subprocess.Popen([*RUN, str(tmp_path / "never"), *KIND, "--kill-at", str(killed_at), "--folder", str(tmp_path / "b")], env=ENV, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [
+            *RUN,
+            str(tmp_path / "never"),
+            *KIND,
+            "--kill-at",
+            str(killed_at),
+            "--folder",
+            str(tmp_path / "b"),
+        ],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     said, _ = process.communicate(timeout=HANG)
-    assert process.returncode == -signal.SIGKILL and said.splitlines()[-1] == f"step {killed_at}" and not (tmp_path / "never.0").exists()
+    assert (
+        process.returncode == -signal.SIGKILL
+        and said.splitlines()[-1] == f"step {killed_at}"
+        and not (tmp_path / "never.0").exists()
+    )
     done = tmp_path / "b" / "history.jsonl"
     assert (len(done.read_text().splitlines()) if done.exists() else 0) == killed_at // 10
     (tmp_path / "b").mkdir(exist_ok=True)
     half = tmp_path / "b" / f".checkpoint.safetensors.{process.pid}.part"
-    half.write_bytes(b"half of a checkpoint")                                                   # as a kill while writing leaves it
-    steps = [line for line in train(tmp_path / "resumed", *KIND, "--folder", str(tmp_path / "b")).splitlines() if line.startswith("step")]
+    half.write_bytes(b"half of a checkpoint")  # as a kill while writing leaves it
+    steps = [
+        line
+        for line in train(tmp_path / "resumed", *KIND, "--folder", str(tmp_path / "b")).splitlines()
+        if line.startswith("step")
+    ]
     assert not half.exists()
     assert steps[0] == f"step {killed_at // 10 * 10}" and steps[-1] == "step 39"
     expected, resumed = load_file(whole / "weights.0"), load_file(tmp_path / "resumed.0")
     assert expected.keys() == resumed.keys() and len(expected) > 15
-    for name in expected: assert torch.equal(expected[name], resumed[name]), name
-    histories = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (folder / "history.jsonl").read_text().splitlines()] for folder in (whole, tmp_path / "b")]
+    for name in expected:
+        assert torch.equal(expected[name], resumed[name]), name
+    histories = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in (folder / "history.jsonl").read_text().splitlines()
+        ]
+        for folder in (whole, tmp_path / "b")
+    ]
     assert histories[0] == histories[1] and len(histories[0]) == 4

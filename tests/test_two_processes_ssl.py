@@ -1,4 +1,5 @@
 """Self-supervised methods compare the records of a batch with each other: two processes with half of it do as one with all of it."""
+
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,22 @@ from toy_ssl import CASES
 def runs(tmp_path_factory):
     "Case -> the tensors that one process left, and those of each of two; and what the two printed."
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    printed = [run(folder, processes=n, script=str(Path(__file__).with_name("toy_ssl.py"))).stdout for n, folder in zip((1, 2), folders)]
-    return {c: [load_file(folders[n] / f"{c}.{rank}") for n, rank in ((0, 0), (1, 0), (1, 1))] for c in CASES}, printed
+    printed = [
+        run(folder, processes=n, script=str(Path(__file__).with_name("toy_ssl.py"))).stdout
+        for n, folder in zip((1, 2), folders)
+    ]
+    return {
+        c: [load_file(folders[n] / f"{c}.{rank}") for n, rank in ((0, 0), (1, 0), (1, 1))]
+        for c in CASES
+    }, printed
 
 
 def furthest(a, b, chosen=lambda name: True):
     "The largest difference between two sets of tensors, over those that are chosen; of a tensor beyond 1 relative to its size."
     assert a.keys() == b.keys() and any(map(chosen, a))
-    return max(((a[k] - b[k]).abs().max() / a[k].abs().max().clamp(min=1)).item() for k in a if chosen(k))
+    return max(
+        ((a[k] - b[k]).abs().max() / a[k].abs().max().clamp(min=1)).item() for k in a if chosen(k)
+    )
 
 
 is_grad = lambda name: name.startswith("grad.")
@@ -27,17 +36,26 @@ is_grad = lambda name: name.startswith("grad.")
 @pytest.mark.parametrize("case", ["simclr", "simclr_unnamed", "byol", "dino"])
 def test_two_are_as_one(runs, case):
     one, first, second = runs[0][case]
-    assert furthest(first, second) == 0                                     # both processes end alike: weights, target or teacher, centre
+    assert (
+        furthest(first, second) == 0
+    )  # both processes end alike: weights, target or teacher, centre
     assert furthest(one, first) < 1e-5
-    assert max(v.abs().max() for k, v in one.items() if is_grad(k)) > 1e-2  # and there was something to compare
-    losses = [float(v) for line in runs[1][0].splitlines() if line.startswith(f"{case} ") for v in line.split()[1:]]
+    assert (
+        max(v.abs().max() for k, v in one.items() if is_grad(k)) > 1e-2
+    )  # and there was something to compare
+    losses = [
+        float(v)
+        for line in runs[1][0].splitlines()
+        if line.startswith(f"{case} ")
+        for v in line.split()[1:]
+    ]
     assert len(losses) == 4 and losses[-1] != losses[0]
 
 
 def test_a_gather_without_gradient_is_noticed(runs):
     "The usual all_gather gives the right loss and the wrong gradient: a projection does not learn what it is as another process's negative."
     one, first, second = runs[0]["simclr_plain"]
-    assert furthest(one, runs[0]["simclr"][0]) == 0                         # in one process it is the same
+    assert furthest(one, runs[0]["simclr"][0]) == 0  # in one process it is the same
     assert furthest(first, second) == 0
     assert furthest(one, first, is_grad) > 1e-3 and furthest(one, first) > 1e-2
     loss = {case: runs[1][1].split(f"{case} ")[1].split()[0] for case in ("simclr", "simclr_plain")}
@@ -48,9 +66,12 @@ def test_the_centre_is_of_all_processes(runs):
     one, first, second = runs[0]["dino"]
     assert one["centre"].abs().max() > 0.05
     for k in one:
-        if k == "centre" or k.startswith("teacher."): assert (one[k] - first[k]).abs().max() < 1e-6 and (first[k] == second[k]).all(), k
-    one, first, second = runs[0]["dino_plain"]                              # with a mean of one's own records the centres part
-    assert (first["centre"] - second["centre"]).abs().max() > 1e-4 and (one["centre"] - first["centre"]).abs().max() > 1e-4
+        if k == "centre" or k.startswith("teacher."):
+            assert (one[k] - first[k]).abs().max() < 1e-6 and (first[k] == second[k]).all(), k
+    one, first, second = runs[0]["dino_plain"]  # with a mean of one's own records the centres part
+    assert (first["centre"] - second["centre"]).abs().max() > 1e-4 and (
+        one["centre"] - first["centre"]
+    ).abs().max() > 1e-4
 
 
 def test_batches_of_two_sizes_are_an_error(runs):

@@ -1,7 +1,8 @@
 """A small run of `fit` in a process of its own, for the tests that kill it or start two of it.
 
-    python tests/toy_fit.py WEIGHTS [--folder F] [--kill-at STEP] [--norm] [--epochs N] [--bad-rank R]
+python tests/toy_fit.py WEIGHTS [--folder F] [--kill-at STEP] [--norm] [--epochs N] [--bad-rank R]
 """
+
 import argparse
 import os
 import signal
@@ -15,11 +16,22 @@ from ecgmm.training import ema_update, fit
 
 class Method(nn.Module):
     "A classifier with dropout, noise from `rng`, a slow copy of itself and, if asked for, batch norm."
+
     def __init__(self, norm, noise, kill_at):
         super().__init__()
         torch.manual_seed(0)
-        make = lambda: nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16) if norm else nn.ReLU(), nn.Dropout(noise), nn.Linear(16, 3))
-        self.net, self.teacher, self.noise, self.kill_at = make(), make().requires_grad_(False), noise, kill_at
+        make = lambda: nn.Sequential(
+            nn.Linear(6, 16),
+            nn.BatchNorm1d(16) if norm else nn.ReLU(),
+            nn.Dropout(noise),
+            nn.Linear(16, 3),
+        )
+        self.net, self.teacher, self.noise, self.kill_at = (
+            make(),
+            make().requires_grad_(False),
+            noise,
+            kill_at,
+        )
 
     def loss(self, batch, rng):
         logits = self.net(batch["x"] + self.noise * torch.randn(batch["x"].shape, generator=rng))
@@ -28,22 +40,28 @@ class Method(nn.Module):
     def after_step(self, step, n_steps):
         ema_update(self.teacher, self.net, 0.9)
         print("step", step, flush=True)
-        if step == self.kill_at: os.kill(os.getpid(), signal.SIGKILL)
+        if step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Batches:
     "Batches of 16 over all processes; one process may be given a missing value."
+
     def __init__(self, bad_rank):
         rng = torch.Generator().manual_seed(1)
         self.x, self.bad_rank = torch.randn(160, 6, generator=rng), bad_rank
         self.y = (self.x[:, :3] + 0.3 * torch.randn(160, 3, generator=rng)).argmax(1)
 
-    def __len__(self): return 10
+    def __len__(self):
+        return 10
 
     def epoch(self, seed, rank, world):
         for part in torch.randperm(160, generator=torch.Generator().manual_seed(seed)).split(16):
             x = self.x[part[rank::world]]
-            yield {"x": torch.full_like(x, torch.nan) if rank == self.bad_rank else x, "y": self.y[part[rank::world]]}
+            yield {
+                "x": torch.full_like(x, torch.nan) if rank == self.bad_rank else x,
+                "y": self.y[part[rank::world]],
+            }
 
 
 def main():
@@ -57,14 +75,33 @@ def main():
     ap.add_argument("--norm", action="store_true")
     a = ap.parse_args()
     method, batches = Method(a.norm, a.noise, a.kill_at), Batches(a.bad_rank)
-    score = lambda method, epoch: {"score": [0.1, 0.7, 0.2, 0.3][epoch % 4], "right": (method.net(batches.x).argmax(1) == batches.y).float().mean()}
-    history = fit(method, batches, epochs=a.epochs, lr=1e-2, clip=1.0, weight_decay=0.01, folder=a.folder, evaluate=score,
-                  best_by=None if a.norm else "score", cpu=True, progress=False)
+    score = lambda method, epoch: {
+        "score": [0.1, 0.7, 0.2, 0.3][epoch % 4],
+        "right": (method.net(batches.x).argmax(1) == batches.y).float().mean(),
+    }
+    history = fit(
+        method,
+        batches,
+        epochs=a.epochs,
+        lr=1e-2,
+        clip=1.0,
+        weight_decay=0.01,
+        folder=a.folder,
+        evaluate=score,
+        best_by=None if a.norm else "score",
+        cpu=True,
+        progress=False,
+    )
     from accelerate import PartialState
+
     rank = PartialState().process_index
     save_file({k: v.clone() for k, v in method.state_dict().items()}, f"{a.weights}.{rank}")
-    print(f"right {[round(h['right'], 4) for h in history]}\n", end="", flush=True)     # one write: two processes share the pipe
-    if PartialState().num_processes > 1: torch.distributed.destroy_process_group()
+    print(
+        f"right {[round(h['right'], 4) for h in history]}\n", end="", flush=True
+    )  # one write: two processes share the pipe
+    if PartialState().num_processes > 1:
+        torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

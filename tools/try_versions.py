@@ -5,6 +5,7 @@
 The package gets its runtime requirements and nothing else: no nbdev, no Jupyter. The commands run in a folder of their own, and the
 cells of the notebooks that need no Jupyter as plain code. The sets are those of tools/versions.py; --torch takes another PyTorch than the set's.
 """
+
 import argparse
 import os
 import shutil
@@ -16,7 +17,17 @@ from pathlib import Path
 
 from versions import ROOT, SETS, pins
 
-NOTEBOOKS = ["00_command", "00_data", "00_runs", "02_spectrogram", "05_folds", "06_store", "07_windows", "12_metrics", "50_thresholds"]
+NOTEBOOKS = [
+    "02_settings",
+    "00_data",
+    "02_runs",
+    "07_spectrogram",
+    "04_folds",
+    "05_store",
+    "06_windows",
+    "12_metrics",
+    "50_thresholds",
+]
 WAY = [
     "ecgmm_synthesize --out data --n 90",
     "ecgmm_prepare --data data --store store --workers 1",
@@ -44,15 +55,34 @@ for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
 
 def source_copy(folder):
     "The files from which the package is built, and no leftovers of earlier builds."
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "settings.ini", "README.md", "CHANGELOG.md", "LICENSE"): shutil.copy(ROOT / name, folder)
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "settings.ini",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+    ):
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "ecgmm", folder / "ecgmm", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def run(words, cwd, log):
     "Whether a command succeeds; what it says goes to the log."
-    start, env = time.time(), {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(w) for w in words], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    start, env = (
+        time.time(),
+        {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"},
+    )
+    done = subprocess.run(
+        [str(w) for w in words],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     log.write(f"$ {' '.join(map(str, words))[:200]}\n{done.stdout}\n")
     return done.returncode == 0, time.time() - start, done.stdout[-2000:]
 
@@ -60,17 +90,46 @@ def run(words, cwd, log):
 def install(which, torch, folder, log):
     "An environment with the package and its requirements; its folder of programs."
     wanted = pins(which) | ({"torch": torch} if torch else {})
-    (folder / "constraints.txt").write_text("".join(f"{name}=={version}\n" for name, version in wanted.items()))
+    (folder / "constraints.txt").write_text(
+        "".join(f"{name}=={version}\n" for name, version in wanted.items())
+    )
     programs = folder / "venv" / "bin"
     (folder / "source").mkdir()
     commands = [[sys.executable, "-m", "venv", folder / "venv"]]
-    if "torch" in wanted: commands.append([programs / "python", ROOT / "tools" / "install_torch.py", "-c", folder / "constraints.txt"])
-    commands.append([programs / "pip", "install", "-q", "--disable-pip-version-check", "-c", folder / "constraints.txt", source_copy(folder / "source")])
+    if "torch" in wanted:
+        commands.append(
+            [
+                programs / "python",
+                ROOT / "tools" / "install_torch.py",
+                "-c",
+                folder / "constraints.txt",
+            ]
+        )
+    commands.append(
+        [
+            programs / "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "-c",
+            folder / "constraints.txt",
+            source_copy(folder / "source"),
+        ]
+    )
     commands.append([programs / "pip", "freeze"])
     for words in commands:
         fine, _, said = run(words, folder, log)
-        if not fine: sys.exit(f"{which}: this failed: {' '.join(map(str, words))}\n{said}")
-    print(f"{which}: " + " ".join(line for line in said.split() if line.split("==")[0].lower().replace("_", "-") in pins("lowest")), flush=True)
+        if not fine:
+            sys.exit(f"{which}: this failed: {' '.join(map(str, words))}\n{said}")
+    print(
+        f"{which}: "
+        + " ".join(
+            line
+            for line in said.split()
+            if line.split("==")[0].lower().replace("_", "-") in pins("lowest")
+        ),
+        flush=True,
+    )
     return programs
 
 
@@ -78,7 +137,11 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("set", choices=SETS)
     ap.add_argument("--torch", help="its version, instead of the set's")
-    ap.add_argument("--folder", type=Path, help="an empty or new folder for all of it; a temporary one if not given")
+    ap.add_argument(
+        "--folder",
+        type=Path,
+        help="an empty or new folder for all of it; a temporary one if not given",
+    )
     ap.add_argument("--notebooks", nargs="*", default=NOTEBOOKS)
     a = ap.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -87,8 +150,18 @@ def main():
         failed = []
         with open(folder / "log.txt", "w") as log:
             programs = install(a.set, a.torch, folder, log)
-            ways = [(line, [programs / line.split()[0], *line.split()[1:]], folder / "work") for line in WAY]
-            books = [(name, [programs / "python", "-c", CELLS, ROOT / "nbs" / f"{name}.ipynb"], folder / "work") for name in a.notebooks]
+            ways = [
+                (line, [programs / line.split()[0], *line.split()[1:]], folder / "work")
+                for line in WAY
+            ]
+            books = [
+                (
+                    name,
+                    [programs / "python", "-c", CELLS, ROOT / "nbs" / f"{name}.ipynb"],
+                    folder / "work",
+                )
+                for name in a.notebooks
+            ]
             for name, words, cwd in ways + books:
                 fine, seconds, said = run(words, cwd, log)
                 print(f"{'passed' if fine else 'FAILED'} {seconds:4.0f} s  {name}", flush=True)
@@ -98,4 +171,5 @@ def main():
     sys.exit(f"{a.set}: {len(failed)} failed: {', '.join(failed)}" if failed else 0)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
