@@ -619,7 +619,9 @@ def data_card(
 ) -> str:  # Markdown
     "What a person should know of these data before training on them."
     r, skipped = store.records, pd.read_csv(store.folder / "skipped.csv", dtype=str)
-    counts = pd.DataFrame({c.abbreviation: r.groupby("source")[c.abbreviation].sum() for c in CLASSES}).T
+    counts = pd.DataFrame(
+        {c.abbreviation: r.groupby("source")[c.abbreviation].sum() for c in CLASSES}
+    ).T
     counts.insert(0, "name", [c.name for c in CLASSES])
     counts["all"] = r[list(ABBREVIATIONS)].sum()
     codes = r["codes"].str.split().explode().dropna()
