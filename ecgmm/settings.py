@@ -461,7 +461,7 @@ class PrepareOptions:
     data: Words = ("data",)  # folders with recordings at any depth
     store: str = "store"  # folder of the store to make
     patients: str | None = None  # CSV with record,patient, or PTB-XL's ptbxl_database.csv
-    labels: str = "challenge2020"  # challenge2020, ptbxl-superclass, ..., or a CSV of your own
+    classes: str = "challenge2020"  # challenge2020, ptbxl-superclass, ..., or a CSV of your own
     settings: PrepareSettings = PrepareSettings()
     overwrite: bool = False  # replace a store that is there and was made otherwise
     workers: int | None = None  # recordings at a time; one a core if not given
