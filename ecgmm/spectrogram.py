@@ -31,6 +31,8 @@ def _waves(n: int) -> np.ndarray:
 class Spectrogram(nn.Module):
     "Magnitude of each lead's STFT: `abs(scipy.signal.stft(x, nperseg=nperseg)[2])`."
 
+    waves: torch.Tensor  # (2F, nperseg)
+
     def __init__(
         self,
         # samples in a frame; frames overlap by `nperseg // 2` (the paper's code: 25, 0.25 s)
@@ -118,11 +120,13 @@ class FrontEnd(nn.Module):
     modality: str  # the name in `FRONTS`, and of the branch in a classifier
     ndim: int  # axes of what `transform` gives, the batch's included
     encoder: str  # the name of the usual encoder of this modality, see 10_models
+    mean: torch.Tensor  # (12, 1, ...) in the unit of `transform`; NaN until fitted
+    std: torch.Tensor  # likewise
 
     def __init__(self):
         super().__init__()
         shape = (len(LEADS), *[1] * (self.ndim - 2))
-        for name in ("mean", "std"):  # in the unit of `transform`, one per lead; NaN until fitted
+        for name in ("mean", "std"):
             self.register_buffer(name, torch.full(shape, math.nan))
         self._ready = False
 
