@@ -21,12 +21,12 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from . import EcgmmError
-from .settings import command, listed
+from .settings import METHODS, command, listed
 from .runs import progress as progress_bar
 from .data import ABBREVIATIONS
 from .finetune import finetune, probe, random_backbone
 from .metrics import macro, per_class
-from .pretrain import METHODS, load_pretrained, pretrain
+from .pretrain import load_pretrained, pretrain
 from .runs import Run, keyed, read_marker, write_whole
 from .store import Store
 

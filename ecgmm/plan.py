@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import EcgmmError
 from .fusion import MODALITIES
-from .pretrain import METHODS
 from .results import study_settings
 from .study import FUSIONS, MODELS
 

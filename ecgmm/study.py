@@ -22,7 +22,6 @@ from .data import ABBREVIATIONS
 from .finetune import CHOICES
 from .fusion import MODALITIES, fuse
 from .metrics import bootstrap_interval, challenge_score, macro, per_class, report
-from .pretrain import METHODS
 from .models import save_decision
 from .runs import Run, fingerprint, keyed, read_marker
 from .store import Store, as_fold
