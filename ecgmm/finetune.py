@@ -314,7 +314,7 @@ def train_classifier(
         "classifier",
         identity,
         _files(settings["best_by"], phases),
-        overwrite,
+        overwrite=overwrite,
         say=progress,
     ) as run:
         if not run.done:

@@ -24,6 +24,7 @@ from .fusion import MODALITIES, fuse
 from .metrics import bootstrap_interval, challenge_score, macro, per_class, report
 from .models import save_decision
 from .runs import Run, fingerprint, keyed, read_marker
+from .settings import METHODS
 from .store import Store, as_fold
 from ecgmm.thresholds import (
     CALIBRATIONS,
