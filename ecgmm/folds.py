@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'read_patients', 'make_groups', 'patient_key', 'table_digests', 'namespaces', 'header_key', 'joined_groups',
-           'make_folds', 'roles']
+           'make_folds', 'roles', 'source_roles', 'Split']
 
 # %% ../nbs/04_folds.ipynb #7416091b
 import hashlib
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,201 +23,215 @@ from .runs import file_error
 
 # %% ../nbs/04_folds.ipynb #77bce9a2
 def _patient_table(path):
-    "The table as text; what cannot be read is an error that says what was needed."
-    needed = "a CSV file in UTF-8 with the columns record,patient (or PTB-XL's ecg_id,patient_id) is needed"
+    "The table as text."
+    needed = (
+        "a CSV file in UTF-8 with the columns record,patient "
+        "(or PTB-XL's ecg_id,patient_id) is needed"
+    )
+    text = dict(dtype=str, keep_default_na=False)  # 0007 is a name, not a number
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )  # as text: 0007 is a name, not a number
-    except OSError as e:
-        raise EcgmmError(f"{file_error(path, e)}; {needed}") from None
+        table = pd.read_csv(path, **text, encoding="utf-8-sig", index_col=False)
+    except OSError as error:
+        raise EcgmmError(f"{file_error(path, error)}; {needed}") from None
     except UnicodeError:
         raise EcgmmError(f"{path}: this is not UTF-8, save it as UTF-8; {needed}") from None
     except pd.errors.EmptyDataError:
         raise EcgmmError(f"{path}: it is empty; {needed}") from None
-    except pd.errors.ParserError as e:
-        raise EcgmmError(f"{path}: {' '.join(str(e).split())}; {needed}") from None
+    except pd.errors.ParserError as error:
+        raise EcgmmError(f"{path}: {' '.join(str(error).split())}; {needed}") from None
     return table.rename(columns=str.strip)
 
 
 def _whole_number(path, line, column, text):
     "A number of PTB-XL's table, which is written 42 or 42.0."
-    if not (found := re.fullmatch(r"\s*(\d{1,18})(\.0*)?\s*", text, re.ASCII)):
+    found = re.fullmatch(r"\s*(\d{1,18})(\.0*)?\s*", text, re.ASCII)
+    if not found:
         raise EcgmmError(
             f"{path}: line {line}: a whole number is needed for {column}, got {text[:60]!r}"
         )
     return int(found[1])
 
 
+def _rows_of_ptbxl(path, table):
+    "Recording and patient, from PTB-XL's table: as the Challenge names its recordings."
+    for line, (ecg, patient) in enumerate(zip(table["ecg_id"], table["patient_id"]), start=2):
+        if patient.strip():
+            ecg = _whole_number(path, line, "ecg_id", ecg)
+            yield f"HR{ecg:05d}", f"ptb-xl:{_whole_number(path, line, 'patient_id', patient)}"
+
+
+def _rows_of_table(table):
+    "Recording and patient, from a table with the columns record,patient."
+    for recording, patient in zip(table["record"], table["patient"]):
+        if patient.strip():
+            yield recording.strip().removesuffix(".hea"), patient.strip()
+
+
 def read_patients(
-    path,  # a CSV with the columns `record,patient`, or PTB-XL's own with `ecg_id` and `patient_id`
-) -> dict:  # record name -> patient, both as text
-    "Who a recording belongs to."
-    table, who = _patient_table(path), {}
+    path: str | Path,  # a CSV with the columns record,patient, or PTB-XL's ecg_id,patient_id
+) -> dict[str, str]:  # name of a recording -> patient
+    "The patient of each recording that a table names."
+    table = _patient_table(path)
     if {"ecg_id", "patient_id"} <= set(table.columns):
-        number = lambda k, column, text: _whole_number(path, k + 2, column, text)
-        rows = [
-            (f"HR{number(k, 'ecg_id', e):05d}", f"ptb-xl:{number(k, 'patient_id', p)}")
-            for k, (e, p) in enumerate(zip(table["ecg_id"], table["patient_id"]))
-            if p.strip()
-        ]
+        rows = _rows_of_ptbxl(path, table)
     elif {"record", "patient"} <= set(table.columns):
-        rows = [
-            (r.strip().removesuffix(".hea"), p.strip())
-            for r, p in zip(table["record"], table["patient"])
-            if p.strip()
-        ]
+        rows = _rows_of_table(table)
     else:
         raise EcgmmError(
-            f"{path}: the columns record,patient (or PTB-XL's ecg_id,patient_id) are needed, got {', '.join(map(str, table.columns))}"
+            f"{path}: the columns record,patient (or PTB-XL's ecg_id,patient_id) are needed, "
+            f"got {', '.join(map(str, table.columns))}"
         )
-    for record, patient in rows:
-        if who.setdefault(record, patient) != patient:
+    patients: dict[str, str] = {}
+    for recording, patient in rows:
+        if patients.setdefault(recording, patient) != patient:
             raise EcgmmError(
-                f"{path}: one patient a record is needed, {record} has {who[record]} and {patient}"
+                f"{path}: a recording can have one patient only, "
+                f"{recording} has {patients[recording]} and {patient}"
             )
-    return who
+    return patients
 
-
-def _connected(n, columns):
-    "(n,) int: equal for rows that equal texts in a column connect, over any number of steps; an empty text connects nothing."
-    row, node, nodes = [], [], n
+# %% ../nbs/04_folds.ipynb #77bce9a5
+def _connected(n: int, columns: Iterable[Sequence[str]]) -> np.ndarray:
+    "(n,) int, equal for rows that equal texts of a column connect; an empty text connects nothing."
+    if n == 0:
+        return np.zeros(0, int)
+    rows, nodes, n_nodes = [], [], n
     for column in columns:
-        column = np.asarray(column, dtype=object)
-        told = np.flatnonzero(column != "")
-        codes, values = pd.factorize(column[told])
-        row.append(told)
-        node.append(codes + nodes)
-        nodes += len(values)
-    row, node = np.concatenate(row), np.concatenate(node)
-    graph = coo_matrix((np.ones(len(row)), (row, node)), shape=(nodes, nodes))
-    return pd.factorize(connected_components(graph, directed=False)[1][:n])[0]
+        texts = np.asarray(column, dtype=object)
+        known = np.flatnonzero(texts != "")
+        codes, values = pd.factorize(texts[known])
+        rows.append(known)
+        nodes.append(codes + n_nodes)
+        n_nodes += len(values)
+    edges = np.concatenate(rows), np.concatenate(nodes)
+    graph = coo_matrix((np.ones(len(edges[0])), edges), shape=(n_nodes, n_nodes))
+    component = connected_components(graph, directed=False)[1]
+    return pd.factorize(component[:n])[0]
 
 
 def make_groups(
-    patients,  # (N,) text, "" where unknown
-    hashes,  # (N,) text: equal where the samples are equal
-) -> np.ndarray:  # (N,) int: equal for recordings that must share a fold
-    "Connect recordings of one patient and recordings with the same samples, across any number of steps."
-    return _connected(len(hashes), [patients, hashes]) if len(hashes) else np.zeros(0, int)
+    patients: Sequence[str],  # (N,) "" where unknown
+    hashes: Sequence[str],  # (N,) equal where the samples are equal
+) -> np.ndarray:  # (N,) int, equal for recordings that must share a fold
+    "Connect recordings of one patient and recordings with the same samples, over any steps."
+    return _connected(len(hashes), [patients, hashes])
 
 # %% ../nbs/04_folds.ipynb #c5a10002
 _EVERYWHERE = re.compile(r"ptb-xl:\d+")  # patients whose names mean the same in every table
 
 
 def patient_key(
-    patients,  # (N,) text, "" where unknown
-    table: str,  # the content of the table that names them, in short
-) -> np.ndarray:  # (N,) text: equal where it is the same person
-    "Patients as they are called across databases: a name counts within its own table, PTB-XL's numbers everywhere."
-    return np.array(
-        [p if not p or _EVERYWHERE.fullmatch(p) else f"{table}:{p}" for p in map(str, patients)],
-        dtype=object,
-    )
+    patients: Iterable[str],  # (N,) "" where unknown
+    table: str,  # a digest of the table that names them
+) -> np.ndarray:  # (N,) text, equal where it is the same person
+    "Names of patients across databases: valid within their table, PTB-XL's numbers everywhere."
+    keys = [p if not p or _EVERYWHERE.fullmatch(p) else f"{table}:{p}" for p in map(str, patients)]
+    return np.array(keys, dtype=object)
+
+
+def _digest(text, size):
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 
 
 def table_digests(
-    who: dict,  # record -> patient, by `read_patients`
-) -> dict:  # digest of the record's name -> digest of its name and its patient, 16 hex digits each
-    "What has to be known of a table of patients to recognise it when it has grown."
-    short = lambda *words: hashlib.blake2b("\n".join(words).encode(), digest_size=8).hexdigest()
+    patients: Mapping[str, str],  # recording -> patient, by `read_patients`
+) -> dict[str, str]:  # digest of a name -> digest of name and patient, 16 hex digits each
+    "What identifies a table of patients, also after it has grown."
     return {
-        short(record): short(record, patient)
-        for record, patient in sorted(who.items())
+        _digest(recording, 8): _digest(f"{recording}\n{patient}", 8)
+        for recording, patient in sorted(patients.items())
         if not _EVERYWHERE.fullmatch(patient)
     }
 
 
 def namespaces(
-    named_by: dict,  # for each table, by its name: its `table_digests`
-) -> tuple:  # table -> name, equal for tables that are one; and in how many records of one name two of these disagree
-    "Tables of patients that name a common record are one, over any number of steps."
-    space, disagree, tables = {t: t for t in named_by}, 0, sorted(named_by)
+    named_by: Mapping[str, Mapping[str, str]],  # digest of a table -> its `table_digests`
+) -> tuple[dict[str, str], int]:  # table -> name, equal for one table; and how many disagreements
+    "Tables of patients that name a common recording are one, over any number of steps."
+    space, disagreements, tables = {t: t for t in named_by}, 0, sorted(named_by)
     for k, a in enumerate(tables):
         for b in tables[:k]:
             common = named_by[a].keys() & named_by[b].keys()
-            disagree += sum(named_by[a][r] != named_by[b][r] for r in common)
+            disagreements += sum(named_by[a][r] != named_by[b][r] for r in common)
             if common:
                 space = {t: space[b] if s == space[a] else s for t, s in space.items()}
-    return space, disagree
+    return space, disagreements
 
 
 def header_key(
-    # with "name", "source", "length" (samples at 100 Hz), "age", "sex", "codes"
-    records: pd.DataFrame,
+    records: pd.DataFrame,  # with source, name, length (samples at 100 Hz), age, sex and codes
 ) -> np.ndarray:  # (N,) text, "" where the header says too little
-    "What tells a recording when its samples were exported otherwise."
+    "What identifies a recording whose samples were exported otherwise."
     keys = []
-    for source, name, length, age, sex, codes in records[
-        ["source", "name", "length", "age", "sex", "codes"]
-    ].itertuples(index=False):
-        told = (
-            f"{source}\n{name}\n{int(length)}\n{age:g}\n{sex}\n{codes}"
-            if sex and codes and age == age
-            else ""
-        )
-        keys.append(hashlib.blake2b(told.encode(), digest_size=12).hexdigest() if told else "")
+    columns = ["source", "name", "length", "age", "sex", "codes"]
+    for source, name, length, age, sex, codes in records[columns].itertuples(index=False):
+        known = sex and codes and not np.isnan(age)
+        text = f"{source}\n{name}\n{int(length)}\n{age:g}\n{sex}\n{codes}"
+        keys.append(_digest(text, 12) if known else "")
     return np.array(keys, dtype=object)
 
 
 def joined_groups(
-    # a data frame for each database, with the columns "hash", "patient" (by `patient_key`),
-    # "header" (by `header_key`), "group" (its own)
-    tables,
-    # the `table_digests` of each table that `patient_key` was given; a table that is not here is
-    # one with no other
-    named_by: dict = None,
-) -> (
-    list
-):  # (n,) int for each: equal numbers, in whichever tables, must never be on two sides of a split
-    "One definition of groups over all databases of a run: connected by samples, patient, header or own group, across any number of steps."
-    own, space = (
-        [f"{k}:{g}" for k, t in enumerate(tables) for g in t["group"]],
-        namespaces(named_by or {})[0],
-    )
-    hashes, patients, headers = (
-        np.concatenate([t[c].to_numpy(dtype=object) for t in tables])
-        for c in ("hash", "patient", "header")
-    )
-    parts = [str(p).partition(":") for p in patients]
+    # a data frame per database with the columns hash, patient (by `patient_key`),
+    # header (by `header_key`) and group (its own)
+    tables: Sequence[pd.DataFrame],
+    # the `table_digests` of tables that `patient_key` was given; a table that is not among them
+    # is one with no other
+    named_by: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[np.ndarray]:  # (n,) int per database: equal numbers must stay on one side of a split
+    "Groups over all databases: connected by samples, patient, header or own group."
+    space = namespaces(named_by or {})[0]
+    own = [[f"{k}:{group}" for group in t["group"]] for k, t in enumerate(tables)]
+    together = pd.concat([t.assign(group=g) for t, g in zip(tables, own)])
+    parts = [str(patient).partition(":") for patient in together["patient"]]
     patients = [space.get(table, table) + colon + name for table, colon, name in parts]
-    groups = _connected(len(own), [hashes, patients, headers, own]) if own else np.zeros(0, int)
+    columns = [together["hash"], patients, together["header"], together["group"]]
+    groups = _connected(len(together), columns)
     return np.split(groups, np.cumsum([len(t) for t in tables])[:-1])
 
 # %% ../nbs/04_folds.ipynb #f4f048fd
+def _of_groups(y, groups, sources, n_folds):
+    'Labels and source of each group; "no label" is one more label, small sources are one.'
+    labels = np.zeros((groups.max() + 1, y.shape[1] + 1), np.uint8)
+    np.maximum.at(labels, groups, np.column_stack([y, ~y.any(axis=1)]).astype(np.uint8))
+    source = pd.Series(np.asarray(sources)).groupby(groups).first()
+    size = source.map(source.value_counts())
+    return labels, source.where(size >= n_folds, "").to_numpy()
+
+
+def _deal(labels, n_folds, seed):
+    "The fold of each group of a source."
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # brings scikit-learn
+
+    if len(labels) < n_folds:
+        return np.random.default_rng(seed).permutation(n_folds)[: len(labels)]
+    labels = labels[:, labels.any(axis=0)]
+    if labels.shape[1] == 1:  # the stratifier needs two
+        labels = np.column_stack([labels, 1 - labels])
+    splitter = MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    fold = np.zeros(len(labels), int)
+    for k, (_, test) in enumerate(splitter.split(labels, labels)):
+        fold[test] = k
+    return fold
+
+
 def make_folds(
-    y: np.ndarray,  # (N, 24) 0/1 labels
+    y: np.ndarray,  # (N, K) 0/1 labels
     groups: np.ndarray,  # (N,) int, equal for recordings that must stay together
-    sources,  # (N,) text
+    sources: Sequence[str],  # (N,)
+    *,
     n_folds: int = 10,  # how many
     seed: int = 0,  # of the stratification
 ) -> np.ndarray:  # (N,) int, the fold in which a recording is tested
     "Folds over groups, stratified by label within each source."
-    from iterstrat.ml_stratifiers import (
-        MultilabelStratifiedKFold,
-    )  # brings scikit-learn: only where it is needed
-
     groups = pd.factorize(np.asarray(groups))[0]
-    n_groups = groups.max() + 1 if len(groups) else 0
-    has = np.zeros((n_groups, y.shape[1] + 1), np.uint8)
-    np.maximum.at(has, groups, np.column_stack([y, ~y.any(axis=1)]).astype(np.uint8))
-    home = pd.Series(np.asarray(sources)).groupby(groups).first().to_numpy() if n_groups else []
-    fold = np.zeros(n_groups, int)
-    small = [s for s, n in pd.Series(home).value_counts().items() if n < n_folds]
-    home = (
-        np.where(np.isin(home, small), "", home) if n_groups else home
-    )  # sources of a few groups are dealt out together
-    for source in sorted(set(home)):
-        at = np.flatnonzero(home == source)
-        if len(at) < n_folds:
-            fold[at] = np.random.default_rng(seed).permutation(n_folds)[: len(at)]
-            continue
-        kinds = has[at][:, has[at].any(axis=0)]
-        split = MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed).split(
-            at, kinds if kinds.shape[1] > 1 else np.column_stack([kinds, 1 - kinds])
-        )
-        for k, (_, test) in enumerate(split):
-            fold[at[test]] = k
+    if len(groups) == 0:
+        return np.zeros(0, int)
+    labels, source = _of_groups(y, groups, sources, n_folds)
+    fold = np.zeros(len(labels), int)
+    for name in sorted(set(source)):
+        of_source = source == name
+        fold[of_source] = _deal(labels[of_source], n_folds, seed)
     return fold[groups]
 
 # %% ../nbs/04_folds.ipynb #5e8e9ad5
@@ -223,10 +240,77 @@ ROLES = ("train", "tune", "test")
 
 def roles(
     folds: np.ndarray,  # (N,) fold of each recording
-    k: int,  # the test fold
+    fold: int,  # the test fold
     n_folds: int = 10,  # how many there are
 ) -> np.ndarray:  # (N,) text: "train", "tune" or "test"
-    "Three roles: fold k is tested, fold k+1 (mod n) chooses epochs and thresholds, the rest is trained on."
-    if not 0 <= k < n_folds:
-        raise EcgmmError(f"roles: a fold from 0 to {n_folds - 1} is needed, got {k}")
-    return np.where(folds == k, "test", np.where(folds == (k + 1) % n_folds, "tune", "train"))
+    "The roles for a test fold: the next one is tune, the rest is train."
+    if not 0 <= fold < n_folds:
+        raise EcgmmError(f"fold must be 0 to {n_folds - 1}, got {fold}")
+    tune = (fold + 1) % n_folds
+    return np.where(folds == fold, "test", np.where(folds == tune, "tune", "train"))
+
+
+def source_roles(
+    folds: np.ndarray,  # (N,) fold of each recording
+    source: str,  # the source to test on
+    *,
+    sources: np.ndarray,  # (N,) text, the source of each recording
+    groups: np.ndarray,  # (N,) int, equal for recordings that must stay together
+) -> np.ndarray:  # (N,) text: "train", "tune", "test", or "" for a recording without a role
+    "The roles for a test source: fold 0 of the others is tune, the rest is train."
+    test = sources == source
+    if not test.any():
+        raise EcgmmError(f"no source {source!r}, there are {', '.join(sorted(set(sources)))}")
+    connected = np.isin(groups, groups[test])
+    elsewhere = np.where(folds == 0, "tune", "train")
+    return np.where(test, "test", np.where(connected, "", elsewhere))
+
+# %% ../nbs/04_folds.ipynb #5e8e9ad8
+@dataclass(frozen=True, eq=False)
+class Split:
+    'Which recordings are trained on, chosen with and tested on; `split["train"]` reads a role.'
+
+    name: str  # "fold 3" or "source georgia"
+    train: np.ndarray  # (n,) rows of `store.records` with known labels
+    tune: np.ndarray  # likewise: the validation fold, for epochs, thresholds and calibration
+    test: np.ndarray  # likewise: what is reported
+    unlabelled: np.ndarray  # all rows of the train role, labelled or not
+    held_out: np.ndarray  # all rows of the tune and test roles, labelled or not
+    description: dict  # plain JSON for model folders: test, tune, hash, sizes
+
+    @classmethod
+    def from_roles(
+        cls,
+        role: np.ndarray,  # (N,) text: "train", "tune", "test" or ""
+        labelled: np.ndarray,  # (N,) bool
+        *,
+        name: str,  # "fold 3" or "source georgia"
+        description: dict,  # test, tune and the hash of the fold table; the sizes are added
+    ) -> "Split":
+        "The rows of each role."
+        rows = {r: np.flatnonzero((role == r) & labelled) for r in ROLES}
+        sizes = {r: len(of_role) for r, of_role in rows.items()}
+        return cls(
+            name=name,
+            unlabelled=np.flatnonzero(role == "train"),
+            held_out=np.flatnonzero(np.isin(role, ("tune", "test"))),
+            description=description | dict(sizes=sizes),
+            **rows,
+        )
+
+    def __getitem__(self, role: str) -> np.ndarray:
+        if role not in ROLES:
+            raise KeyError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
+        return getattr(self, role)
+
+    def keys(self) -> tuple[str, ...]:
+        "The three roles."
+        return ROLES
+
+    def values(self) -> list[np.ndarray]:
+        "The rows of each role."
+        return [self[role] for role in ROLES]
+
+    def items(self) -> list[tuple[str, np.ndarray]]:
+        "Each role and its rows."
+        return [(role, self[role]) for role in ROLES]

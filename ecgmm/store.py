@@ -12,117 +12,139 @@ import html
 import json
 import os
 import re
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.signal import butter, sosfiltfilt
 
 from . import EcgmmError
-from .settings import command, listed
-from .runs import progress as progress_bar
-from ecgmm.data import (
-    ABBREVIATIONS,
-    CLASSES,
-    FS,
-    LEADS,
-    code_names,
-    file_fault,
-    label_vector,
-    read_recording,
-    resample,
+from .data import FS, LEADS, file_fault, read_recording, resample
+from ecgmm.folds import (
+    Split,
+    make_folds,
+    make_groups,
+    read_patients,
+    roles,
+    source_roles,
+    table_digests,
 )
-from .folds import ROLES, make_folds, make_groups, read_patients, roles, table_digests
-from .runs import Run, file_digest, file_error, fingerprint, read_marker, write_whole
+from .labels import Labels, code_names
+from ecgmm.runs import (
+    Run,
+    file_digest,
+    file_error,
+    fingerprint,
+    progress as progress_bar,
+    read_marker,
+    write_whole,
+)
+from .settings import PrepareSettings, command, listed
 
 # %% ../nbs/05_store.ipynb #002c22bc
-_LONGEST, _SHORTEST, _LIMIT = (
-    3600.0,
-    1.0,
-    20.0,
-)  # s, s, mV: beyond these a file is not taken for a resting ECG
+_SHORTEST = 1.0  # s
+_LONGEST = 3600.0  # s
+_LARGE = 20.0  # mV: if more than 1 % of the samples lie beyond it, the unit is wrong
+_ABSURD = 1e6  # mV: if one sample lies beyond it, the unit is wrong
+_WRONG_UNIT = "the unit or the gain is wrong"
 
 
-def _held(x, fs):
-    "Which leads stay at their maximum or minimum for 20 ms or more, over 1 mV away from their mean: a clipped amplifier."
-    n, held = max(int(0.02 * fs), 3), np.zeros(len(x), bool)
-    for extreme in (x.max(axis=1), x.min(axis=1)):
-        at = x == extreme[:, None]
-        for lead in np.flatnonzero(
-            (at.sum(axis=1) >= n) & (np.abs(extreme - x.mean(axis=1)) > 1)
-        ):  # rarely any
-            runs = np.diff(np.flatnonzero(np.diff(np.r_[False, at[lead], False])))[::2]
-            held[lead] |= runs.max() >= n
-    return held
-
-
-def _bridge(x):
-    "Fill missing samples along a line between their neighbours, lead by lead."
-    at = np.arange(x.shape[1])
-    for lead in np.isnan(x).any(axis=1).nonzero()[0]:
-        good = ~np.isnan(x[lead])
-        x[lead] = np.interp(at, at[good], x[lead, good])
-    return x
-
-# %% ../nbs/05_store.ipynb #0a164b61
-_ABSURD = 1e6  # mV: one sample beyond it, and the unit is wrong
-
-
-def prepare_samples(
-    x: np.ndarray,  # (12, T) mV in the order of `LEADS`; NaN where a sample is missing
-    fs: float,  # their rate, Hz
-    denoise: bool = False,  # remove what lies below 0.5 Hz (baseline wander), without phase shift
-    max_missing: float = 0.05,  # the largest share of missing samples that is bridged in a lead
-) -> tuple:  # (T, 12) int16 µV at 100 Hz, and a dict of what `records.csv` says of the samples
-    "Samples as every model of ours is given them; `EcgmmError` says why they cannot be taken."
-    x = np.asarray(x, np.float32)
+def _check_extent(x, fs):
+    "An error unless `x` is twelve leads at a sampling rate, as long as a resting ECG can be."
     if x.ndim != 2 or len(x) != len(LEADS):
-        raise EcgmmError(f"prepare_samples: (12, T) in mV is needed, got {x.shape}")
+        raise EcgmmError(f"(12, T) in mV is needed, got {x.shape}")
     if not (np.isfinite(fs) and fs > 0):
         raise EcgmmError(f"a positive sampling rate is needed, got {fs} Hz")
     seconds = x.shape[1] / fs
     if not _SHORTEST <= seconds <= _LONGEST:
-        raise EcgmmError(
-            f"{seconds:.2f} s long, between {_SHORTEST:g} and {_LONGEST:g} s are needed"
-        )
-    if (endless := np.isinf(x).any(axis=1)).any():
-        raise EcgmmError(
-            f"infinite values in lead {LEADS[endless.argmax()]}: the unit or the gain is wrong"
-        )
+        limits = f"between {_SHORTEST:g} and {_LONGEST:g} s are needed"
+        raise EcgmmError(f"{seconds:.2f} s long, {limits}")
+
+
+def _bridged(x, max_missing):
+    "`x` with missing samples on a line between their neighbours, and their share in each lead."
+    infinite = np.isinf(x).any(axis=1)
+    if infinite.any():
+        raise EcgmmError(f"infinite values in lead {LEADS[infinite.argmax()]}: {_WRONG_UNIT}")
     missing = np.isnan(x).mean(axis=1)
-    if missing.max() > max_missing:
-        worst = missing.argmax()
+    worst = missing.argmax()
+    if missing[worst] > max_missing:
         raise EcgmmError(
-            f"{missing[worst]:.0%} of lead {LEADS[worst]} is missing, at most {max_missing:.0%} can be bridged"
+            f"{missing[worst]:.0%} of lead {LEADS[worst]} is missing, "
+            f"at most {max_missing:.0%} can be bridged"
         )
-    if missing.any():
-        x = _bridge(x.copy())
-    peak = np.abs(x).max(axis=1)
-    if peak.max() > _ABSURD or peak.max() > _LIMIT and (np.abs(x) > _LIMIT).mean() > 0.01:
-        raise EcgmmError(f"values up to {peak.max():.0f} mV: the unit or the gain is wrong")
-    flat = np.ptp(x, axis=1) == 0
-    if flat.all():
+    x, at = x.copy(), np.arange(x.shape[1])
+    for lead in missing.nonzero()[0]:
+        known = ~np.isnan(x[lead])
+        x[lead] = np.interp(at, at[known], x[lead, known])
+    return x, missing
+
+
+def _check_voltage(x):
+    "An error where the values are no millivolts of a heart."
+    peak = np.abs(x).max()
+    if peak > _ABSURD or (np.abs(x) > _LARGE).mean() > 0.01:
+        raise EcgmmError(f"values up to {peak:.0f} mV: {_WRONG_UNIT}")
+    if (np.ptp(x, axis=1) == 0).all():
         raise EcgmmError("all twelve leads are flat")
-    clipped = _held(x, fs) & ~flat
-    einthoven = np.abs(x[0] + x[2] - x[1]).max() * 1000
+
+
+def _clipped(x, fs):
+    "(12,) bool: leads that stay at an extreme for 20 ms, over 1 mV from their mean."
+    n, clipped = max(int(0.02 * fs), 3), np.zeros(len(x), bool)
+    for extreme in (x.max(axis=1), x.min(axis=1)):
+        at = x == extreme[:, None]
+        suspects = (at.sum(axis=1) >= n) & (np.abs(extreme - x.mean(axis=1)) > 1)
+        for lead in np.flatnonzero(suspects):  # rarely any
+            edges = np.flatnonzero(np.diff(at[lead], prepend=False, append=False))
+            clipped[lead] |= (edges[1::2] - edges[::2]).max() >= n
+    return clipped
+
+# %% ../nbs/05_store.ipynb #0a164b61
+def _microvolts(x, fs, denoise):
+    "(T, 12) int16 µV at 100 Hz."
     x = resample(x, fs)
     if denoise:
         x = sosfiltfilt(butter(2, 0.5, "high", fs=FS, output="sos"), x, axis=-1)
-    x = np.clip(np.round(x * 1000), -32767, 32767).astype(np.int16).T.copy()
-    if not np.ptp(x, axis=0).any():
-        raise EcgmmError("no lead changes by a microvolt: the unit or the gain is wrong")
-    names = lambda mask: " ".join(np.array(LEADS)[mask])
-    return x, dict(
-        length=len(x),
+    samples = np.clip(np.round(x * 1000), -32767, 32767).astype(np.int16).T.copy()
+    if not np.ptp(samples, axis=0).any():
+        raise EcgmmError(f"no lead changes by a microvolt: {_WRONG_UNIT}")
+    return samples
+
+
+def _lead_names(mask):
+    return " ".join(np.array(LEADS)[mask])
+
+
+def prepare_samples(
+    x: np.ndarray,  # (12, T) mV in the order of `LEADS`; NaN where a sample is missing
+    fs: float,  # sampling rate, Hz
+    *,
+    denoise: bool = False,  # remove what lies below 0.5 Hz (baseline wander), without phase shift
+    max_missing: float = 0.05,  # largest share of missing samples in a lead that is bridged
+) -> tuple[np.ndarray, dict]:  # (T, 12) int16 µV at 100 Hz, and their columns of `records.csv`
+    "Samples as the models take them; an `EcgmmError` says why they cannot be used."
+    x = np.asarray(x, np.float32)
+    _check_extent(x, fs)
+    x, missing = _bridged(x, max_missing)
+    _check_voltage(x)
+    samples = _microvolts(x, fs, denoise)
+    flat = np.ptp(x, axis=1) == 0
+    einthoven = np.abs(x[0] + x[2] - x[1]).max() * 1000
+    return samples, dict(
+        length=len(samples),
         fs=fs,
-        seconds=round(seconds, 3),
+        seconds=round(x.shape[1] / fs, 3),
         missing=round(float(missing.mean()), 5),
-        flat=names(flat),
-        clipped=names(clipped),
+        flat=_lead_names(flat),
+        clipped=_lead_names(_clipped(x, fs) & ~flat),
         einthoven=round(float(einthoven), 1),
-        hash=hashlib.blake2b(x.tobytes(), digest_size=12).hexdigest(),
+        hash=hashlib.blake2b(samples.tobytes(), digest_size=12).hexdigest(),
     )
 
 # %% ../nbs/05_store.ipynb #2661e70f
@@ -130,22 +152,24 @@ _FORMULA = "=+-@"  # a spreadsheet takes a cell that begins with one of these fo
 
 
 def prepare_recording(
-    path,  # the header file
+    path: str | Path,  # the header file
+    *,
     denoise: bool = False,  # remove what lies below 0.5 Hz (baseline wander), without phase shift
     derive: bool = False,  # compute missing limb leads from two present ones
-    max_missing: float = 0.05,  # the largest share of missing samples that is bridged in a lead
-) -> tuple:  # (T, 12) int16 µV at 100 Hz, and a dict of what `records.csv` says of the record
-    "One file, ready for the store; `EcgmmError` says why it cannot be taken, any other error is not the file's fault."
+    max_missing: float = 0.05,  # largest share of missing samples in a lead that is bridged
+) -> tuple[np.ndarray, dict]:  # (T, 12) int16 µV at 100 Hz, and its columns of `records.csv`
+    "One file, ready for the store; an `EcgmmError` says what is wrong with the file."
     r = read_recording(path, derive)
     if r.name[0] in _FORMULA:
         raise EcgmmError(
-            f"{path}: the name {r.name!r} in the header begins like a formula of a spreadsheet: change it"
+            f"{path}: the name {r.name!r} in the header begins like a formula of a spreadsheet: "
+            "change it"
         )
     try:
-        x, facts = prepare_samples(r.x, r.fs, denoise, max_missing)
-    except EcgmmError as e:
-        raise EcgmmError(f"{path}: {e}") from None
-    return x, dict(
+        samples, facts = prepare_samples(r.x, r.fs, denoise=denoise, max_missing=max_missing)
+    except EcgmmError as error:
+        raise EcgmmError(f"{path}: {error}") from None
+    return samples, dict(
         name=r.name,
         age=r.age,
         sex=r.sex,
@@ -155,350 +179,374 @@ def prepare_recording(
     )
 
 # %% ../nbs/05_store.ipynb #d5e9dadb
-_VERSION = 1  # of the store's layout and preprocessing
+_SUFFIXES = (".hea", ".mat", ".dat")  # of headers and signal files
+
+
+def _is_ecg(name):
+    return name.lower().endswith(_SUFFIXES)
+
+
+def _in_a_table(path):
+    "A path as a table can hold it: printable, and no formula of a spreadsheet."
+    text = str(path) if str(path).isprintable() else ascii(str(path))
+    return f"./{text}" if text[0] in _FORMULA else text
+
+
+def _why_not_folder(path):
+    'Why a folder is not searched, or what is wrong with its name; "" if nothing.'
+    if path.is_symlink():
+        return "a link to a folder is not followed"
+    return "a folder with the name of a header" if path.name.lower().endswith(".hea") else ""
+
+
+def _why_not_file(root, path):
+    'Why a header or signal file cannot be used, by its path; "" if nothing is wrong with it.'
+    if not str(path).isprintable():
+        return "the path has characters that cannot be printed: rename it"
+    if any(part[0] in _FORMULA for part in path.parts):
+        return (
+            "the path has a name that begins like a formula of a spreadsheet (= + - @): rename it"
+        )
+    if not path.name.endswith(_SUFFIXES):
+        return "the suffix must be in lower case (.hea, .mat, .dat): rename it"
+    full = root / path
+    if path.name.endswith(".hea") and os.path.exists(full) and not os.path.isfile(full):
+        return "a pipe or device with the name of a header"  # reading it would wait for ever
+    return ""
 
 
 def find_recordings(
-    root,  # any folder tree
-) -> tuple:  # headers (list of paths relative to `root`), and what cannot be used as a dict of path -> reason
-    "All WFDB headers below a folder, in a fixed order, and the signal files and folders that no header makes readable."
-    root, headers, signals, lost = Path(root), [], [], {}
+    root: str | Path,  # any folder tree
+) -> tuple[list[Path], dict[str, str]]:  # headers relative to `root`; path -> why it is not used
+    "All WFDB headers below a folder, in a fixed order, and what cannot be used."
+    root = Path(root)
+    files: list[Path] = []
+    reasons: dict[Path, str] = {}
 
-    def named(path):
-        "A path as a table can hold it: printable, and no formula of a spreadsheet."
-        text = str(path) if str(path).isprintable() else ascii(str(path))
-        return f"./{text}" if text[0] in _FORMULA else text
+    def cannot_be_listed(error):
+        if not file_fault(error):
+            raise error  # too many open files, for example: nothing may be left out for that
+        path = Path(os.path.relpath(error.filename, root))
+        reasons[path] = f"the folder cannot be listed: {error.strerror}"
 
-    ecg = lambda f: f.lower().endswith((".hea", ".mat", ".dat"))
-
-    def blame(e):
-        if not file_fault(e):
-            raise e  # too many open files: nothing may be left out for that
-        lost[named(os.path.relpath(e.filename, root))] = (
-            f"the folder cannot be listed: {e.strerror}"
-        )
-
-    for folder, inner, files in os.walk(root, onerror=blame):
+    for folder, inner, names in os.walk(root, onerror=cannot_be_listed):
         inner.sort()
         at = Path(folder).relative_to(root)
-        lost |= {
-            named(at / d): "a folder with the name of a header"
-            for d in inner
-            if d.lower().endswith(".hea")
-        }
-        lost |= {
-            named(at / d): "a link to a folder is not followed"
-            for d in inner
-            if (Path(folder) / d).is_symlink()
-        }
-        strange = [
-            f for f in files if not str(at / f).isprintable()
-        ]  # not UTF-8, or with control characters: no table could hold it
-        lost |= {
-            named(at / f): "the path has characters that cannot be printed: rename it"
-            for f in strange
-            if ecg(f)
-        }
-        formula = [
-            f
-            for f in files
-            if f not in strange and ecg(f) and any(part[0] in _FORMULA for part in (at / f).parts)
-        ]
-        lost |= {
-            named(
-                at / f
-            ): "the path has a name that begins like a formula of a spreadsheet (= + - @): rename it"
-            for f in formula
-        }
-        files = [f for f in files if f not in strange and f not in formula]
-        pipes = [
-            f
-            for f in files
-            if f.endswith(".hea")
-            and os.path.exists(root / at / f)
-            and not os.path.isfile(root / at / f)
-        ]
-        lost |= {
-            str(at / f): "a pipe or device with the name of a header" for f in pipes
-        }  # reading it would wait for ever
-        headers += [at / f for f in files if f.endswith(".hea") and f not in pipes]
-        signals += [at / f for f in files if f.endswith((".mat", ".dat"))]
-        lost |= {
-            str(at / f): "the suffix must be in lower case (.hea, .mat, .dat): rename it"
-            for f in files
-            if ecg(f) and not f.endswith((".hea", ".mat", ".dat"))
-        }
-    known = {h.with_suffix("") for h in headers}
-    lost |= {
-        str(s): "a signal file without a header" for s in signals if s.with_suffix("") not in known
-    }
-    return sorted(headers), lost
+        reasons |= {at / name: _why_not_folder(Path(folder) / name) for name in inner}
+        found = [at / name for name in names if _is_ecg(name)]
+        reasons |= {path: _why_not_file(root, path) for path in found}
+        files += [path for path in found if not reasons[path]]
+    headers = sorted(path for path in files if path.name.endswith(".hea"))
+    stems = {path.with_suffix("") for path in headers}
+    alone = [path for path in files if path.with_suffix("") not in stems]
+    reasons |= dict.fromkeys(alone, "a signal file without a header")
+    return headers, {_in_a_table(path): reason for path, reason in reasons.items() if reason}
 
 # %% ../nbs/05_store.ipynb #5a0c77d1
-_PART, _PART_BYTES = (
-    256,
-    256 << 20,
-)  # the most records and the most bytes of signal files in a shard
-_READABLE = (
-    1 << 30
-)  # bytes: a larger file is no resting ECG, is refused when it is prepared, and is not read here
+_PART = 256  # the most recordings in a shard
+_PART_BYTES = 256 << 20  # the most bytes of signal files in a shard
+_READABLE = 1 << 30  # bytes: a larger file is no resting ECG, and is not read
 _INPUTS = "inputs.json"  # the digests of the files, in the store
 
 
+class _Input(NamedTuple):
+    "The files of one recording."
+
+    header: Path  # relative to the base of the database
+    n_bytes: int  # of all its files
+    digest: str  # of their content
+    entries: dict  # path -> [size, time in ns, digest], for `inputs.json`
+
+
 def _files_of(root, header):
-    "The files of a recording: its header, and what stands beside it under a name that the header mentions or its own."
-    named = {header.with_suffix(end).name for end in (".mat", ".dat")}
-    with open(root / header, "rb") as f:
-        words = f.read(1 << 16).split()
-    named |= {
-        w.decode() for w in words if w.isascii() and w.decode().lower().endswith((".mat", ".dat"))
-    }
-    return [
-        header,
-        *(
-            header.with_name(n)
-            for n in sorted(named)
-            if Path(n).name == n and (root / header).with_name(n).is_file()
-        ),
-    ]
+    "A header, and the signal files beside it that it mentions or that have its own name."
+    with open(root / header, "rb") as file:
+        words = [word.decode() for word in file.read(1 << 16).split() if word.isascii()]
+    names = {header.with_suffix(suffix).name for suffix in (".mat", ".dat")}
+    names |= {w for w in words if w.lower().endswith((".mat", ".dat")) and Path(w).name == w}
+    beside = [header.with_name(name) for name in sorted(names)]
+    return [header, *(path for path in beside if (root / path).is_file())]
 
 
-def _digest(root, known, header):
-    "What the files of one recording hold: its bytes, its digest, and an entry for `inputs.json` per file."
-    total, told, entries = 0, [], {}
+def _entry(file, known):
+    "Size, time and digest of a file, which is read only if size or time are not as known."
+    stat = file.stat()
+    size_and_time = [stat.st_size, stat.st_mtime_ns]
+    if known[:2] == size_and_time:
+        return known
+    too_large = stat.st_size > _READABLE
+    return [*size_and_time, "too large to be read" if too_large else file_digest(file)]
+
+
+def _read_input(root, known, header):
+    "What the files of one recording hold; `known` has the entries of an earlier call."
+    entries: dict[str, list] = {}
+    content: list[list[str]] = []
     try:
-        for file in _files_of(root, header):
-            s = (root / file).stat()
-            old = known.get(str(file), [])
-            digest = (
-                old[2]
-                if old[:2] == [s.st_size, s.st_mtime_ns]
-                else file_digest(root / file)
-                if s.st_size <= _READABLE
-                else "too large to be read"
-            )
-            entries[str(file)] = [s.st_size, s.st_mtime_ns, digest]
-            total += s.st_size
-            told.append([file.name, digest])
-    except OSError as e:
-        if not file_fault(e):
-            raise  # what the machine lacks is no content of a file
-        told.append(["not readable"])  # its own fault, and said when it is prepared
-    return total, fingerprint(told), entries
+        for path in _files_of(root, header):
+            entries[str(path)] = entry = _entry(root / path, known.get(str(path), []))
+            content.append([path.name, entry[2]])
+    except OSError as error:
+        if not file_fault(error):
+            raise  # a fault of the machine is no content of a file
+        content.append(["not readable"])  # the file's own fault, reported when it is prepared
+    n_bytes = sum(size for size, _, _ in entries.values())
+    return _Input(header, n_bytes, fingerprint(content), entries)
 
 
-def _parts(sizes, headers):
-    "Cut the list of headers into parts of a shard each."
-    parts, size = [[]], 0
-    for h, n in zip(headers, sizes):
-        if parts[-1] and (len(parts[-1]) == _PART or size > _PART_BYTES):
-            parts, size = parts + [[]], 0
-        parts[-1].append(h)
-        size += n
+def _known_entries(store):
+    "The entries that an earlier call noted."
+    try:
+        known = json.loads((store / _INPUTS).read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {p: entry for p, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
+
+
+def _parts(inputs):
+    "The headers of each shard."
+    parts: list[list[Path]] = [[]]
+    n_bytes = 0
+    for one in inputs:
+        if parts[-1] and (len(parts[-1]) == _PART or n_bytes > _PART_BYTES):
+            parts.append([])
+            n_bytes = 0
+        parts[-1].append(one.header)
+        n_bytes += one.n_bytes
     return parts
 
 
 def _source(path):
-    "The nearest folder above a record that is not just a part of a source."
-    named = [p.name for p in path.parents if p.name and not re.fullmatch(r"g\d+", p.name)]
-    return named[0] if named else ""
+    'The nearest folder above a recording that is not just a part of a source ("g1").'
+    names = [p.name for p in path.parents if p.name and not re.fullmatch(r"g\d+", p.name)]
+    return names[0] if names else ""
 
 # %% ../nbs/05_store.ipynb #478840a1
 def _shard(k):
-    "The names of the k-th shard and of the note that says what is in it."
+    "The names of the k-th shard and of the note about its content."
     return f"shard-{k:03d}.npy", f"shard-{k:03d}.json"
 
 
-def _reason(path, e):
-    return " ".join(str(e).removeprefix(f"{path}: ").split())
+def _reason(path, error):
+    "The message of an error in one line, without the path in front."
+    return " ".join(str(error).removeprefix(f"{path}: ").split())
+
+
+def _write_npy(file, pieces):
+    "The samples of recordings one after the other as one array, without a copy in memory."
+    shape = (sum(map(len, pieces)), len(LEADS))
+
+    def write(part):
+        with open(part, "wb") as f:
+            header = dict(descr="<i2", fortran_order=False, shape=shape)
+            np.lib.format.write_array_header_1_0(f, header)
+            for samples in pieces:
+                f.write(samples.tobytes())
+
+    write_whole(file, write)
+    return shape[0]
 
 
 def _prepare_part(root, folder, options, job):
-    "Make shard number `k` from one part, unless it is there: what it holds, and what was left out."
+    "Make the shard of one part, unless it exists: its rows of the table, and what was skipped."
     k, headers = job
     npy, note = (folder / name for name in _shard(k))
     if note.is_file() and npy.is_file():
         return json.loads(note.read_text())
     pieces, rows, skipped, start = [], [], {}, 0
-    for h in headers:
+    for header in headers:
         try:
-            x, row = prepare_recording(root / h, **options)
-        except EcgmmError as e:
-            skipped[str(h)] = _reason(root / h, e)
+            samples, facts = prepare_recording(root / header, **options)
+        except EcgmmError as error:
+            skipped[str(header)] = _reason(root / header, error)
             continue
-        pieces.append(x)
-        rows.append(dict(row, path=str(h), source=_source(root / h), shard=k, start=start))
-        start += len(x)
-
-    def write(part):
-        with open(part, "wb") as f:
-            np.lib.format.write_array_header_1_0(
-                f, dict(descr="<i2", fortran_order=False, shape=(start, 12))
-            )
-            for x in pieces:
-                f.write(x.tobytes())
-
-    write_whole(npy, write)
-    done = dict(length=start, rows=rows, skipped=skipped)
+        place = dict(path=str(header), source=_source(root / header), shard=k, start=start)
+        rows.append(facts | place)
+        pieces.append(samples)
+        start += len(samples)
+    done = dict(length=_write_npy(npy, pieces), rows=rows, skipped=skipped)
     write_whole(note, json.dumps(done))
     return done
 
 
-def _each(work, jobs, workers, processes):
+def _each(
+    work: Callable, jobs: Iterable, *, workers: int, processes: bool = False
+) -> Iterator[Any]:
     "The results of all jobs in order, by one worker or by several."
     if workers == 1:
         yield from map(work, jobs)
         return
-    with (ProcessPoolExecutor if processes else ThreadPoolExecutor)(workers) as pool:
+    pool: Executor = (ProcessPoolExecutor if processes else ThreadPoolExecutor)(workers)
+    with pool:
         try:
             yield from pool.map(work, jobs)
         finally:
             pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/05_store.ipynb #6be1762d
+_VERSION = 2  # of the store's layout and preprocessing
 _AGAIN = "; prepare it again"
-_META = dict(shards=list, n_folds=int, content=str, fold_hash=str, options=dict)
-_KINDS = (
-    dict.fromkeys(
-        ("name", "source", "path", "codes", "sex", "flat", "clipped", "patient", "hash"), str
-    )
-    | dict.fromkeys(("shard", "start", "length", "labelled"), int)
-    | dict.fromkeys(("fs", "seconds", "age", "missing", "einthoven"), float)
-    | dict.fromkeys(ABBREVIATIONS, int)
-)
+_META = dict(
+    shards=list, n_folds=int, content=str, fold_hash=str, options=dict, labels=dict
+)  # type of a value
+_KINDS = {  # type of a column of records.csv; the columns of labels are added
+    **dict.fromkeys(("name", "source", "path", "codes", "sex", "patient", "hash"), str),
+    **dict.fromkeys(("flat", "clipped"), str),
+    **dict.fromkeys(("shard", "start", "length", "labelled"), int),
+    **dict.fromkeys(("fs", "seconds", "age", "missing", "einthoven"), float),
+}
+_FOLD_KINDS = dict(path=str, name=str, group=int, fold=int)
 
 
 def _read_meta(file):
-    "What the store says of itself; an error that says what to do where it is not a store of ours, or damaged."
+    "What `meta.json` holds; an error that says what to do where it is damaged."
+    make_one = "make one with ecgmm_prepare"
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise EcgmmError(
-            f"{file.parent}: not a store (no readable meta.json); make one with ecgmm_prepare"
-        ) from e
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"{file.parent}: not a store (no readable meta.json)"
+        raise EcgmmError(f"{problem}; {make_one}") from error
     if not isinstance(meta, dict):
-        raise EcgmmError(
-            f"{file.parent}: not a store (meta.json is no object); make one with ecgmm_prepare"
-        )
-    expected = dict(
-        version=_VERSION, fs=FS, unit="uV", leads=list(LEADS), classes=[c.code for c in CLASSES]
-    )
-    for key, value in expected.items():
+        raise EcgmmError(f"{file.parent}: not a store (meta.json is no object); {make_one}")
+    for key, value in dict(version=_VERSION, fs=FS, unit="uV", leads=list(LEADS)).items():
         if meta.get(key) != value:
-            raise EcgmmError(
-                f"{file.parent}: {key} is {meta.get(key)!r}, {value!r} is needed{_AGAIN}"
-            )
-    fits = (
-        all(type(meta.get(key)) is kind for key, kind in _META.items())
+            problem = f"{file.parent}: {key} is {meta.get(key)!r}, {value!r} is needed"
+            raise EcgmmError(f"{problem}{_AGAIN}")
+    complete = all(type(meta.get(key)) is kind for key, kind in _META.items())
+    optional = [meta.get("patients"), meta.get("patients_digest")]
+    if not (
+        complete
         and all(type(n) is int and n >= 0 for n in meta["shards"])
-        and isinstance(meta.get("patients"), (str, type(None)))
-    )
-    if not fits:
-        raise EcgmmError(
-            f"{file}: {', '.join(_META)} are needed, one is missing or damaged{_AGAIN}"
-        )
+        and all(isinstance(value, (str, type(None))) for value in optional)
+    ):
+        raise EcgmmError(f"{file}: one of {', '.join(_META)} is missing or damaged{_AGAIN}")
     return meta
 
 
-def _read_table(file, kinds):
-    "A table of the store with these columns, text, whole numbers or numbers (NaN where an age is unknown)."
+def _read_labels(file, meta):
+    "The labels in `meta.json`."
     try:
-        table = pd.read_csv(
-            file,
-            dtype={c: str for c, kind in kinds.items() if kind is str},
-            keep_default_na=False,
-            na_values={"age": ["", "nan"]},
-            index_col=False,
-        )
-    except OSError as e:
-        raise EcgmmError(f"{file_error(file, e)}{_AGAIN}") from None
-    except ValueError as e:
-        raise EcgmmError(
-            f"{file}: cannot be read: {' '.join(str(e).split())}{_AGAIN}"
-        ) from None  # empty, no table, not UTF-8
-    if lost := [c for c in kinds if c not in table]:
-        raise EcgmmError(f"{file}: without the column {lost[0]}{_AGAIN}")
+        return Labels.from_dict(meta["labels"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EcgmmError(f"{file}: the labels are damaged: {error}{_AGAIN}") from None
+
+
+def _check_kind(file, column, kind):
+    "An error unless a column has whole numbers or numbers, as needed."
+    allowed = {str: None, int: "i", float: "if"}[kind]
+    if allowed and column.dtype.kind not in allowed:
+        needed = "whole numbers" if kind is int else "numbers"
+        raise EcgmmError(f"{file}: {needed} are needed in the column {column.name}{_AGAIN}")
+
+
+def _read_table(file, kinds):
+    "A table of the store with columns of these types (NaN where an age is unknown)."
+    text = {c: str for c, kind in kinds.items() if kind is str}
+    unknown: dict = dict(keep_default_na=False, na_values={"age": ["", "nan"]})
+    try:
+        table = pd.read_csv(file, dtype=text, index_col=False, **unknown)
+    except OSError as error:
+        raise EcgmmError(f"{file_error(file, error)}{_AGAIN}") from None
+    except ValueError as error:  # empty, no table, not UTF-8
+        problem = " ".join(str(error).split())
+        raise EcgmmError(f"{file}: cannot be read: {problem}{_AGAIN}") from None
+    missing = [c for c in kinds if c not in table]
+    if missing:
+        raise EcgmmError(f"{file}: without the column {missing[0]}{_AGAIN}")
     if not len(table):
         raise EcgmmError(f"{file}: it lists no recording{_AGAIN}")
-    for c, kind in kinds.items():
-        if kind is not str and table[c].dtype.kind not in ("i" if kind is int else "if"):
-            raise EcgmmError(
-                f"{file}: {'whole ' * (kind is int)}numbers are needed in the column {c}{_AGAIN}"
-            )
+    for column, kind in kinds.items():
+        _check_kind(file, table[column], kind)
     return table
 
 
+def _open_shard(file, length):
+    "The memory map of a shard."
+    try:
+        samples = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise EcgmmError(f"{file}: cannot be read: {error}{_AGAIN}") from None
+    if samples.shape != (length, 12) or samples.dtype != np.int16:
+        found = f"{samples.shape} {samples.dtype}"
+        raise EcgmmError(f"{file}: ({length}, 12) int16 is needed, got {found}{_AGAIN}")
+    return samples
+
+
+def _check_places(file, records, lengths):
+    "An error unless each recording lies within its shard."
+    shard, start, length = (records[c].to_numpy() for c in ("shard", "start", "length"))
+    there = (shard >= 0) & (shard < len(lengths))
+    ends = np.array([*lengths, -1])[np.where(there, shard, -1)]
+    outside = (start < 0) | (length < 1) | (length > ends - start)
+    if outside.any():
+        path = records["path"][outside.argmax()]
+        raise EcgmmError(f"{file}: {path} lies outside the samples of its shard{_AGAIN}")
+
+# %% ../nbs/05_store.ipynb #6be1762e
 class Store:
     "A prepared database: its table in memory, its samples in memory maps."
 
+    folder: Path
+    meta: dict  # what `meta.json` holds
+    labels: Labels  # the K classes, in the order of the columns of `y`
+    records: pd.DataFrame  # the table, a row per recording
+    groups: np.ndarray  # (N,) int, equal for recordings that must share a fold
+    folds: np.ndarray  # (N,) int, the fold in which a recording is tested
+    y: np.ndarray  # (N, K) uint8 labels
+    shards: list[np.ndarray]  # (samples, 12) int16 µV, memory-mapped
+
     def __init__(
         self,
-        folder,  # what `prepare` made
+        folder: str | Path,  # the folder that `prepare` made
     ):
         self.folder = Path(folder)
         if read_marker(self.folder).get("state") == "begun":
             raise EcgmmError(
-                f"{self.folder}: this store is not finished; call the ecgmm_prepare that began it again"
+                f"{self.folder}: this store is not finished; repeat the ecgmm_prepare that began it"
             )
-        self._open()
+        file = self.folder / "meta.json"
+        self.meta = _read_meta(file)
+        self.labels = _read_labels(file, self.meta)
+        self._open_records()
+        self._open_folds()
+        lengths = self.meta["shards"]
+        self.shards = [_open_shard(self.folder / _shard(k)[0], n) for k, n in enumerate(lengths)]
+        _check_places(self.folder / "records.csv", self.records, lengths)
 
-    def _open(self):
-        self.meta = _read_meta(self.folder / "meta.json")
-        self.records, table = (
-            _read_table(self.folder / "records.csv", _KINDS),
-            _read_table(self.folder / "folds.csv", dict(path=str, name=str, group=int, fold=int)),
-        )
+    def _open_records(self):
+        file, names = self.folder / "records.csv", list(self.labels.abbreviations)
+        self.records = _read_table(file, _KINDS | dict.fromkeys(names, int))
+        y = self.records[names].to_numpy()
+        if not np.isin(y, (0, 1)).all():
+            raise EcgmmError(f"{file}: labels of 0 or 1 are needed{_AGAIN}")
+        self.y = y.astype(np.uint8)
+
+    def _open_folds(self):
+        file, n_folds = self.folder / "folds.csv", self.meta["n_folds"]
+        table = _read_table(file, _FOLD_KINDS)
         if list(table["path"]) != list(self.records["path"]):
-            raise EcgmmError(
-                f"{self.folder}: folds.csv and records.csv do not list the same records{_AGAIN}"
-            )
+            raise EcgmmError(f"{file}: its recordings are not those of records.csv{_AGAIN}")
+        if not table["fold"].between(0, n_folds - 1).all():
+            raise EcgmmError(f"{file}: folds from 0 to {n_folds - 1} are needed{_AGAIN}")
         self.groups, self.folds = table["group"].to_numpy(), table["fold"].to_numpy()
-        if not ((self.folds >= 0) & (self.folds < self.meta["n_folds"])).all():
-            raise EcgmmError(
-                f"{self.folder / 'folds.csv'}: folds from 0 to {self.meta['n_folds'] - 1} are needed{_AGAIN}"
-            )
-        self.y = self.records[list(ABBREVIATIONS)].to_numpy()
-        if not np.isin(self.y, (0, 1)).all():
-            raise EcgmmError(f"{self.folder / 'records.csv'}: labels of 0 or 1 are needed{_AGAIN}")
-        self.y = self.y.astype(np.uint8)
-        self.shards = []
-        for k, length in enumerate(self.meta["shards"]):
-            try:
-                self.shards.append(np.load(self.folder / _shard(k)[0], mmap_mode="r"))
-            except (OSError, ValueError, EOFError) as e:
-                raise EcgmmError(
-                    f"{self.folder / _shard(k)[0]}: cannot be read: {e}{_AGAIN}"
-                ) from None
-            if self.shards[-1].shape != (length, 12) or self.shards[-1].dtype != np.int16:
-                raise EcgmmError(
-                    f"{self.folder}/shard-{k:03d}.npy: ({length}, 12) int16 is needed, got {self.shards[-1].shape} {self.shards[-1].dtype}{_AGAIN}"
-                )
-        shard, start, length = (self.records[c].to_numpy() for c in ("shard", "start", "length"))
-        ends = np.array([*self.meta["shards"], -1])[
-            np.where((shard >= 0) & (shard < len(self.shards)), shard, -1)
-        ]  # nothing lies in a shard that is not there
-        if (outside := (start < 0) | (length < 1) | (length > ends - start)).any():
-            raise EcgmmError(
-                f"{self.folder / 'records.csv'}: {self.records['path'][outside.argmax()]} lies outside the samples of its shard{_AGAIN}"
-            )
 
     @cached_property
-    def named(
-        self,
-    ) -> dict:  # the `table_digests` of the table of patients; {} where there was none, or in a store that was made before they were kept
-        "By what the table of patients is known again when it has grown."
-        file, digest = self.folder / "patients.csv", self.meta.get("patients_digest")
+    def named(self) -> dict[str, str]:
+        "The `table_digests` of the table of patients; {} if there was none."
+        file, digest = self.folder / "patients.csv", self.meta["patients_digest"]
         if digest is None:
             return {}
         try:
             known = file_digest(file)
-        except OSError as e:
-            raise EcgmmError(f"{file_error(file, e)}{_AGAIN}") from None
+        except OSError as error:
+            raise EcgmmError(f"{file_error(file, error)}{_AGAIN}") from None
         if known != digest:
             raise EcgmmError(f"{file}: it is not as it was written with the store{_AGAIN}")
         return dict(pd.read_csv(file, dtype=str, keep_default_na=False).to_numpy().tolist())
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.records)
 
     def x(
@@ -506,425 +554,438 @@ class Store:
         i: int,  # row of `records`
     ) -> np.ndarray:  # (12, T) float32 mV at 100 Hz
         "The whole of one recording."
-        r = self.records.iloc[i]
-        return (
-            self.shards[r["shard"]][r["start"] : r["start"] + r["length"]].T.astype(np.float32)
-            / 1000
-        )
-
-    def roles(
-        self,
-        k,  # the test fold, or the name of the source to test on
-    ) -> (
-        np.ndarray
-    ):  # (N,) text: "train", "tune" or "test"; "" for a recording that must have no role
-        "What each recording is for. With a source: all of it is test, fold 0 of the others tune, the rest train; who shares a patient or samples with test is left out."
-        if not isinstance(k, str):
-            return roles(self.folds, k, self.meta["n_folds"])
-        test = self.records["source"].to_numpy() == k
-        if not test.any():
-            raise EcgmmError(
-                f"{self.folder}: no source {k!r}, there are {', '.join(sorted(set(self.records['source'])))}"
-            )
-        beside = np.isin(self.groups, self.groups[test])
-        return np.where(
-            test, "test", np.where(beside, "", np.where(self.folds == 0, "tune", "train"))
-        )
+        shard, start, length = self.records.loc[i, ["shard", "start", "length"]]
+        return self.shards[shard][start : start + length].T.astype(np.float32) / 1000
 
     def split(
         self,
-        k,  # the test fold, or the name of the source to test on
-        labelled: bool = True,  # leave out recordings whose header gave no diagnosis at all
-    ) -> dict:  # role -> (n,) rows of `records`
-        "The rows of each role; a recording with codes but none that is scored counts as all-negative, as in the Challenge."
-        r = self.roles(k)
-        usable = self.records["labelled"].to_numpy() == 1 if labelled else np.ones(len(self), bool)
-        return {role: np.flatnonzero((r == role) & usable) for role in ROLES}
-
-    def held_out(
-        self,
-        k,  # the test fold, or the name of the source to test on
-    ) -> dict:  # "test", "tune", "hash" of the fold table: plain JSON
-        "What a model that was trained on this split has to remember of it."
-        self.roles(k)  # says what is wrong with k
-        tune = (
-            "fold 0 of the other sources"
-            if isinstance(k, str)
-            else (int(k) + 1) % self.meta["n_folds"]
-        )
-        return dict(
-            test=k if isinstance(k, str) else int(k), tune=tune, hash=self.meta["fold_hash"]
-        )
+        k: int | str | None = None,  # a fold as a number or a source as text; else name it:
+        *,
+        fold: int | None = None,  # the test fold, 0 to n_folds - 1
+        source: str | None = None,  # the source to test on
+    ) -> Split:
+        "Which recordings are trained on, chosen with and tested on."
+        if k is not None:
+            fold, source = (None, k) if isinstance(k, str) else (k, None)
+        if (fold is None) == (source is None):
+            raise EcgmmError(f"a fold or a source is needed, got {fold!r} and {source!r}")
+        if source is None:
+            role = roles(self.folds, fold, self.meta["n_folds"])
+            name, tune = f"fold {fold}", (int(fold) + 1) % self.meta["n_folds"]
+            test: int | str = int(fold)
+        else:
+            sources = self.records["source"].to_numpy()
+            role = source_roles(self.folds, source, sources=sources, groups=self.groups)
+            name, test, tune = f"source {source}", source, "fold 0 of the other sources"
+        labelled = self.records["labelled"].to_numpy() == 1
+        description = dict(test=test, tune=tune, hash=self.meta["fold_hash"])
+        return Split.from_roles(role, labelled, name=name, description=description)
 
 
 def as_fold(
-    text: str,  # as a command is given it: "3" or "georgia"
-):  # the number of a fold, or the name of a source
+    text: str,  # as a command gets it: "3" or "georgia"
+) -> int | str:  # the number of a fold, or the name of a source
     "What `Store.split` takes."
-    return (
-        int(text) if re.fullmatch(r"\d{1,18}", str(text).strip(), re.ASCII) else str(text).strip()
-    )
+    text = str(text).strip()
+    return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else text
 
 # %% ../nbs/05_store.ipynb #02f29766
+def _span(values, digits):
+    'Median and range, such as "10 (5-144)"; "?" without values.'
+    if not len(values):
+        return "?"
+    return f"{values.median():{digits}} ({values.min():{digits}}-{values.max():{digits}})"
+
+
+def _source_row(r, n_labels, duplicated):
+    "What is to be known of the recordings of one source."
+    age = r["age"].dropna()
+    return {
+        "recordings": len(r),
+        "labelled": int(r["labelled"].sum()),
+        "scored": int((n_labels > 0).sum()),
+        "labels per recording": round(float(n_labels.mean()), 2),
+        "Hz": "/".join(f"{f:g}" for f in sorted(r["fs"].unique())),
+        "seconds": _span(r["seconds"], "g"),
+        "age": _span(age, ".0f"),
+        "no age": len(r) - len(age),
+        "female": int((r["sex"] == "Female").sum()),
+        "male": int((r["sex"] == "Male").sum()),
+        "gaps": int((r["missing"] > 0).sum()),
+        "flat": int((r["flat"] != "").sum()),
+        "clipped": int((r["clipped"] != "").sum()),
+        "mixed leads": int((r["einthoven"] > 100).sum()),
+        "duplicates": int(duplicated.sum()),
+    }
+
+
 def source_table(
     records: pd.DataFrame,  # `Store.records`
-) -> pd.DataFrame:  # one row a source, and one for all
-    "Numbers per source: records, rates, lengths, ages, sexes, labels, and the flags of quality."
-    twice = records["hash"].duplicated(keep=False)
-
-    def row(r):
-        has = r[list(ABBREVIATIONS)].to_numpy().sum(axis=1)
-        age = r["age"].dropna()
-        return dict(
-            records=len(r),
-            labelled=int(r["labelled"].sum()),
-            scored=int((has > 0).sum()),
-            labels_each=round(float(has.mean()), 2),
-            Hz="/".join(f"{f:g}" for f in sorted(r["fs"].unique())),
-            seconds=f"{r['seconds'].median():g} ({r['seconds'].min():g}-{r['seconds'].max():g})",
-            age=f"{age.median():.0f} ({age.min():.0f}-{age.max():.0f})" if len(age) else "?",
-            no_age=len(r) - len(age),
-            F=int((r["sex"] == "Female").sum()),
-            M=int((r["sex"] == "Male").sum()),
-            gaps=int((r["missing"] > 0).sum()),
-            flat=int((r["flat"] != "").sum()),
-            clipped=int((r["clipped"] != "").sum()),
-            mixed_leads=int((r["einthoven"] > 100).sum()),
-            twice=int(twice[r.index].sum()),
-        )
-
-    rows = (
-        {source: row(r) for source, r in records.groupby("source")} | {"all": row(records)}
-        if len(records)
-        else {}
-    )
+    labels: Labels,  # `Store.labels`
+) -> pd.DataFrame:  # a row per source, and one for all
+    "Numbers per source: recordings, rates, lengths, ages, sexes, labels, and flags of quality."
+    n_labels = records[list(labels.abbreviations)].sum(axis=1)
+    duplicated = records["hash"].duplicated(keep=False)
+    rows = {
+        source: _source_row(r, n_labels[r.index], duplicated[r.index])
+        for source, r in records.groupby("source")
+    }
+    if rows:
+        rows["all"] = _source_row(records, n_labels, duplicated)
     return pd.DataFrame.from_dict(rows, orient="index")
 
-
+# %% ../nbs/05_store.ipynb #02f29767
 def _plain(text):
     "Text of a stranger in Markdown: no markup, no column of a table."
-    return (
-        html.escape(" ".join(str(text).split()), quote=False)
-        .replace("|", r"\|")
-        .replace("`", r"\`")
-    )
+    text = html.escape(" ".join(str(text).split()), quote=False)
+    return text.replace("|", r"\|").replace("`", r"\`")
 
 
 def _code(text):
-    "Text of a stranger as a code span, or, with ticks or markup in it, as plain text."
+    "Text of a stranger as a code span; as plain text if it has backticks or markup in it."
     return f"`{text}`" if _plain(text) == text else _plain(text)
 
 
 def _markdown(table):
     "A small data frame as a Markdown table."
-    lines = [["", *map(_plain, table.columns)], ["---"] * (table.shape[1] + 1)] + [
-        [_plain(i), *map(_plain, r)] for i, r in zip(table.index, table.to_numpy())
-    ]
+    lines = [["", *map(_plain, table.columns)], ["---"] * (table.shape[1] + 1)]
+    lines += [[_plain(i), *map(_plain, row)] for i, row in zip(table.index, table.to_numpy())]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _class_table(records, labels):
+    "Recordings per class and source."
+    names = list(labels.abbreviations)
+    counts = records.groupby("source")[names].sum().T
+    counts.insert(0, "name", list(labels.names))
+    counts["all"] = records[names].sum()
+    return counts
+
+
+def _other_codes(records, labels):
+    "The codes in the headers that stand for no class, with their names and how often they occur."
+    known = {code for label in labels.items for code in (label.code, *label.same_as)}
+    codes = records["codes"].str.split().explode().dropna()
+    counts = codes[~codes.isin(list(known))].value_counts()
+    names = code_names()
+    return ", ".join(
+        f"{_plain(' '.join([code, names.get(code, '')]))} ({n})" for code, n in counts.items()
+    )
+
+
+def _duplicates(records, labels):
+    "The recordings with identical samples, and how many of them have different labels."
+    names = list(labels.abbreviations)
+    sets = list(records[records["hash"].duplicated(keep=False)].groupby("hash"))
+    differ = sum(len(r[names].drop_duplicates()) > 1 for _, r in sets)
+    listed_names = "; ".join(" = ".join(map(_plain, r["name"])) for _, r in sets)
+    return f"{len(sets)} sets, {differ} of them with different labels: {listed_names or 'none'}"
+
+
+def _card(title, records, skipped, labels, about):
+    "The text of a data card; `about` has n_folds, n_groups and denoise."
+    filtered = "baseline removed (0.5 Hz high-pass)"
+    if not about["denoise"]:
+        filtered = "no filter but the anti-aliasing one"
+    listed_files = [f"- {_code(path)}: {_plain(reason)}" for path, reason in skipped[:100]]
+    parts = [
+        f"# Data card of {_code(title)}",
+        f"{len(records)} recordings, {len(skipped)} files skipped, "
+        f"{about['n_folds']} folds over {about['n_groups']} groups. "
+        f"Samples: int16 µV at {FS} Hz, leads {', '.join(LEADS)}; {filtered}.",
+        "## Sources",
+        _markdown(source_table(records, labels)),
+        "## Scored classes",
+        _markdown(_class_table(records, labels)),
+        "## Identical samples under two names",
+        _duplicates(records, labels),
+        "## Codes that stand for no class",
+        _other_codes(records, labels) or "none",
+        "## Skipped",
+        "\n".join(listed_files) or "nothing",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def data_card(
     store: Store,  # a prepared database
 ) -> str:  # Markdown
-    "What a person should know of these data before training on them."
-    r, skipped = store.records, pd.read_csv(store.folder / "skipped.csv", dtype=str)
-    counts = pd.DataFrame({c.abbr: r.groupby("source")[c.abbr].sum() for c in CLASSES}).T
-    counts.insert(0, "name", [c.name for c in CLASSES])
-    counts["all"] = r[list(ABBREVIATIONS)].sum()
-    codes = r["codes"].str.split().explode().dropna()
-    unknown = codes[~codes.isin(list(code_names()))].value_counts()
-    pairs = r[r["hash"].duplicated(keep=False)].groupby("hash")
-    disagree = sum(len(set(map(tuple, g[list(ABBREVIATIONS)].to_numpy()))) > 1 for _, g in pairs)
-    parts = [
-        f"# Data card of {_code(store.folder.name)}",
-        f"{len(r)} recordings, {len(skipped)} files skipped, {store.meta['n_folds']} folds over {store.groups.max() + 1 if len(r) else 0} groups. "
-        f"Samples: int16 µV at {FS} Hz, leads {', '.join(LEADS)}; {'baseline removed (0.5 Hz high-pass)' if store.meta['options']['denoise'] else 'no filter but the anti-aliasing one'}.",
-        "## Sources",
-        _markdown(source_table(r)),
-        "## Scored classes",
-        _markdown(counts),
-        f"## Identical samples under two names\n\n{len(pairs)} sets, {disagree} of them with different labels: "
-        + ("; ".join(" = ".join(map(_plain, g["name"])) for _, g in pairs) or "none"),
-        "## Codes outside the Challenge's tables\n\n"
-        + (", ".join(f"{_plain(c)} ({n})" for c, n in unknown.items()) or "none"),
-        "## Skipped\n\n"
-        + (
-            "\n".join(f"- {_code(p)}: {_plain(why)}" for p, why in skipped.to_numpy()[:100])
-            or "nothing"
-        ),
-    ]
-    return "\n\n".join(parts) + "\n"
+    "What one should know of these data before training on them."
+    skipped = pd.read_csv(store.folder / "skipped.csv", dtype=str).to_numpy().tolist()
+    about = dict(
+        n_folds=store.meta["n_folds"],
+        n_groups=store.groups.max() + 1,
+        denoise=store.meta["options"]["denoise"],
+    )
+    return _card(store.folder.name, store.records, skipped, store.labels, about)
 
 # %% ../nbs/05_store.ipynb #071b73a0
-_FOLDS = 10  # the usual number
+_USUAL_FOLDS = 10  # so many may stay empty
 
 
-def _found(roots, base):
-    "All headers below the roots, as paths below `base`, and what cannot be used as path -> reason."
-    headers, lost = [], {}
+class _Files(NamedTuple):
+    "What lies below the folders of a database."
+
+    base: Path  # the folder that holds all of them
+    headers: list[Path]  # relative to `base`
+    unusable: dict[str, str]  # path -> reason
+
+
+def _find_files(roots):
+    "All headers below the roots, and what cannot be used."
+    base = Path(os.path.commonpath(roots))
+    headers, unusable = [], {}
     for root in roots:
         if not root.is_dir():
             raise EcgmmError(f"{root} is not a folder")
-        found, unusable = find_recordings(root)
+        found, reasons = find_recordings(root)
         if not found:
-            raise EcgmmError(
-                f"no WFDB header (.hea) below {root}"
-                + "".join(f"; {path}: {why}" for path, why in list(unusable.items())[:3])
-            )
-        headers += [root.relative_to(base) / h for h in found]
-        lost |= {str(root.relative_to(base) / p): why for p, why in unusable.items()}
+            first = [f"; {path}: {why}" for path, why in list(reasons.items())[:3]]
+            raise EcgmmError(f"no WFDB header (.hea) below {root}{''.join(first)}")
+        below = root.relative_to(base)
+        headers += [below / header for header in found]
+        unusable |= {str(below / path): why for path, why in reasons.items()}
     if len(set(headers)) < len(headers):
         raise EcgmmError(f"one of {', '.join(map(str, roots))} lies in another")
-    return headers, lost
-
-
-def _known_inputs(store):
-    "The digests that an earlier call noted."
-    try:
-        known = json.loads((store / _INPUTS).read_text())
-    except (OSError, ValueError):
-        return {}
-    fits = isinstance(known, dict) and all(
-        isinstance(v, list) and len(v) == 3 for v in known.values()
-    )
-    return known if fits else {}
+    return _Files(base, headers, unusable)
 
 
 def _none_usable(skipped):
     "The error for a database of which nothing is left."
-    return EcgmmError(
-        "\n".join(
-            [
-                f"none of the {len(skipped)} files can be used:",
-                *(f"  {path}: {why}" for path, why in sorted(skipped.items())[:5]),
-                *["  ..."] * (len(skipped) > 5),
-            ]
-        )
-    )
+    lines = [f"none of the {len(skipped)} files can be used:"]
+    lines += [f"  {path}: {why}" for path, why in sorted(skipped.items())[:5]]
+    return EcgmmError("\n".join(lines + ["  ..."] * (len(skipped) > 5)))
 
 
-def _check_usable(base, headers, lost, options):
-    "An error, while a finished store is still there, if nothing of what is to replace it can be used."
-    skipped = dict(lost)
-    for h in headers:
+def _check_usable(files, options):
+    "An error if no recording can be used, before the store that they are to replace is deleted."
+    skipped = dict(files.unusable)
+    for header in files.headers:
+        path = files.base / header
         try:
-            return prepare_recording(base / h, **options)[1]["name"]
-        except EcgmmError as e:
-            skipped[str(h)] = _reason(base / h, e)
-        except OSError as e:
-            raise file_error(e.filename or base / h, e) from None
+            prepare_recording(path, **options)
+            return
+        except EcgmmError as error:
+            skipped[str(header)] = _reason(path, error)
+        except OSError as error:
+            raise file_error(error.filename or path, error) from None
     raise _none_usable(skipped)
 
 
-def _at_most(headers, who):
-    "How many groups there can be: those that identical samples connect, too, are known only later."
-    return len({who.get(h.stem, h) for h in headers})
-
-
-def _check_folds(n_folds, n, of):
-    "A few recordings to learn from without labels need no folds, so up to ten may stay empty; who asks for more wants them filled."
-    if n_folds > max(n, _FOLDS):
+def _check_n_folds(n_folds, n_groups):
+    "An error if more folds than usual are asked for than there are groups to fill them."
+    if n_folds > max(n_groups, _USUAL_FOLDS):
         raise EcgmmError(
-            f"n_folds of at most {max(n, _FOLDS)} is needed for {n} {of}, got {n_folds}"
+            f"n_folds must be at most {max(n_groups, _USUAL_FOLDS)} "
+            f"for {n_groups} groups of recordings, got {n_folds}"
         )
 
 
-def prepare(
-    data,  # folder with WFDB records at any depth, or a list of such folders
-    store,  # the store to make
-    denoise: bool = False,  # remove baseline wander (zero-phase 0.5 Hz high-pass)
-    derive: bool = False,  # compute missing limb leads from two present ones
-    max_missing: float = 0.05,  # the largest share of missing samples that is bridged in a lead
-    patients=None,  # CSV that says which patient a record belongs to, see `read_patients`
-    seed: int = 0,  # of the folds, 0 to 2**32 - 1
-    n_folds: int = _FOLDS,  # how many folds, at least 3
-    # replace a store that is there and was made otherwise, or make the same one again
-    overwrite: bool = False,
-    workers: int | None = None,  # at a time; None: one a core
-    # workers are processes, not threads: faster, but the calling script needs `if __name__ ==
-    # "__main__"`
-    processes: bool = False,
-    progress: bool = True,  # show a progress bar
-) -> Store:
-    "Make a `Store` from a folder tree; what is there already is not done again, and what cannot be taken is listed."
-    if n_folds < len(ROLES):
+def _check_patients(files, people, patients, n_folds):
+    "An error if a table of patients names no recording, or leaves too few groups."
+    if patients and not {h.stem for h in files.headers} & set(people):
+        raise EcgmmError(f"{patients} names none of the {len(files.headers)} recordings")
+    n_groups = len({people.get(h.stem, h) for h in files.headers})
+    _check_n_folds(n_folds, n_groups)  # identical samples connect more: known only later
+
+
+def _check_labels(labels):
+    "An error if the abbreviation of a label is the name of another column of the table."
+    taken = [a for a in labels.abbreviations if a in _KINDS]
+    if taken:
         raise EcgmmError(
-            f"at least {len(ROLES)} folds are needed, one for each of {', '.join(ROLES)}, got {n_folds}"
+            f"the abbreviation {taken[0]} of a label is a column of records.csv: choose another"
         )
-    if workers is not None and workers < 1:
-        raise EcgmmError(f"at least one worker is needed, got {workers}")
-    if not 0 <= max_missing < 1:
-        raise EcgmmError(f"max_missing must be from 0 to below 1, got {max_missing}")
-    if not 0 <= seed < 2**32:
-        raise EcgmmError(f"a seed from 0 to {2**32 - 1} is needed, got {seed}")
-    given = [data] if isinstance(data, (str, Path)) else list(data)
-    if not given or not all(str(d).strip() for d in given):
+
+
+def _folders(data, store):
+    "The folders of a database and the store, as paths; an empty name is not the current folder."
+    roots = [data] if isinstance(data, (str, Path)) else list(data)
+    if not roots or not all(str(root).strip() for root in roots):
         raise EcgmmError(f"a folder with recordings is needed, got {data!r}")
     if not str(store).strip():
         raise EcgmmError(f"a folder for the store is needed, got {store!r}")
-    roots, store = [Path(d).resolve() for d in given], Path(store)
-    base, workers = Path(os.path.commonpath(roots)), workers or os.cpu_count() or 1
-    headers, lost = _found(roots, base)
-    who = read_patients(patients) if patients else {}
-    if patients and not {h.stem for h in headers} & set(who):
-        raise EcgmmError(f"{patients} names none of the {len(headers)} records")
-    _check_folds(n_folds, _at_most(headers, who), "groups of recordings")
-    options = dict(denoise=denoise, derive=derive, max_missing=max_missing)
-    with progress_bar(len(headers), "recordings", "read", progress) as bar:
-        work, seen = partial(_digest, base, _known_inputs(store)), []
-        try:
-            seen = [
-                (bar.update(), result)[1]
-                for result in _each(work, headers, workers, processes=False)
-            ]
-        except OSError as e:
-            raise file_error(e.filename or base, e) from None
-    settings = dict(
-        options=options,
-        seed=seed,
-        n_folds=n_folds,
-        patients=fingerprint(sorted(who.items())) if patients else None,
-    )
-    files = [[str(h), _source(base / h), digest] for h, (_, digest, _) in zip(headers, seen)]
-    identity = settings | dict(
-        version=_VERSION, recordings=len(headers), files=fingerprint([files, sorted(lost.items())])
-    )
-    jobs = list(enumerate(_parts([size for size, _, _ in seen], headers)))
-    shards = [name for k, _ in jobs for name in _shard(k)]
-    tables = [*_TABLES, *(["patients.csv"] if patients else [])]
-    if overwrite and read_marker(store):
-        _check_usable(base, headers, lost, options)
-    with Run.begin(
-        store, "store", identity, [_INPUTS, *shards, *tables], overwrite=overwrite, say=progress
-    ) as run:
-        if not run.done:
-            run.write(
-                _INPUTS,
-                json.dumps(
-                    {path: entry for _, _, entries in seen for path, entry in entries.items()}
-                ),
-            )
-            done = _prepare_parts(
-                partial(_prepare_part, base, store, options),
-                jobs,
-                len(headers),
-                min(workers, len(jobs)),
-                processes,
-                progress,
-            )
-            _finish(run, done, lost, who, settings)
-    return Store(store)
+    return [Path(root).resolve() for root in roots], Path(store)
 
 
-def _prepare_parts(work, jobs, n, workers, processes, progress):
-    "What each shard holds."
-    done = []
-    with progress_bar(n, "recordings", "prepare", progress) as bar:
+def _read_inputs(files, known, *, workers, progress):
+    "The digests of all files."
+    work, inputs = partial(_read_input, files.base, known), []
+    with progress_bar(len(files.headers), "recordings", "read", progress) as bar:
         try:
-            for result in _each(work, jobs, workers, processes):
-                done.append(result)
-                bar.update(len(result["rows"]) + len(result["skipped"]))
-        except OSError as e:
+            for one in _each(work, files.headers, workers=workers):
+                inputs.append(one)
+                bar.update()
+        except OSError as error:
+            raise file_error(error.filename or files.base, error) from None
+    return inputs
+
+
+def _write_shards(run, files, parts, *, options, workers, processes, progress):
+    "Make the shards: for each its length, its rows of the table, and what was skipped."
+    work, done = partial(_prepare_part, files.base, run.folder, options), []
+    jobs = list(enumerate(parts))
+    workers = min(workers, len(jobs))
+    with progress_bar(len(files.headers), "recordings", "prepare", progress) as bar:
+        try:
+            for shard in _each(work, jobs, workers=workers, processes=processes):
+                done.append(shard)
+                bar.update(len(shard["rows"]) + len(shard["skipped"]))
+        except OSError as error:
             raise EcgmmError(
-                f"{e.filename or 'a recording'}: {e.strerror or e}; this is not the recording's fault, so nothing was left out for it: free what is missing and call again"
+                f"{error.filename or 'a recording'}: {error.strerror or error}; "
+                "this is not the recording's fault, so nothing was left out for it: "
+                "free what is missing and repeat the call"
             ) from None
     return done
 
+# %% ../nbs/05_store.ipynb #071b73a1
+def prepare(
+    data: str | Path | Iterable,  # folder with WFDB recordings at any depth, or a list of such
+    store: str | Path,  # folder of the store to make
+    settings: PrepareSettings | None = None,  # preprocessing and folds; None: the usual ones
+    *,
+    patients: str | Path | None = None,  # CSV with the patient of each recording, `read_patients`
+    labels: Labels | None = None,  # the classes; None: the 24 of the Challenge
+    overwrite: bool = False,  # replace a store that was made otherwise, or make it again
+    workers: int | None = None,  # at a time; None: one per core
+    # workers are processes instead of threads: faster, but the calling script needs
+    # `if __name__ == "__main__"`
+    processes: bool = False,
+    progress: bool = True,  # show a progress bar
+) -> Store:
+    "Make a `Store` from a folder tree; nothing is done twice, and what is left out is listed."
+    if workers is not None and workers < 1:
+        raise EcgmmError(f"workers must be at least 1, got {workers}")
+    settings, labels = settings or PrepareSettings(), labels or Labels.challenge2020()
+    workers = workers or os.cpu_count() or 1
+    _check_labels(labels)
+    roots, folder = _folders(data, store)
+    files = _find_files(roots)
+    people = read_patients(patients) if patients else {}
+    _check_patients(files, people, patients, settings.n_folds)
+    inputs = _read_inputs(files, _known_entries(folder), workers=workers, progress=progress)
+    parts, options = _parts(inputs), _options(settings)
+    shards = [name for k in range(len(parts)) for name in _shard(k)]
+    tables = [*_TABLES, *(["patients.csv"] if patients else [])]
+    identity = _identity(settings, labels, people, files, inputs)
+    if overwrite and read_marker(folder):
+        _check_usable(files, options)
+    with Run.begin(
+        folder, "store", identity, [_INPUTS, *shards, *tables], overwrite=overwrite, say=progress
+    ) as run:
+        if not run.done:
+            entries = {path: entry for one in inputs for path, entry in one.entries.items()}
+            run.write(_INPUTS, json.dumps(entries))
+            how = dict(workers=workers, processes=processes, progress=progress)
+            done = _write_shards(run, files, parts, options=options, **how)
+            _write_tables(run, done, settings, labels=labels, files=files, people=people)
+    return Store(folder)
+
 # %% ../nbs/05_store.ipynb #5d99be47
 _TABLES = ("skipped.csv", "records.csv", "folds.csv", "meta.json", "card.md")
-_COLUMNS = [
-    "name",
-    "source",
-    "path",
-    "shard",
-    "start",
-    "length",
-    "fs",
-    "seconds",
-    "age",
-    "sex",
-    "labelled",
-    "codes",
-    "patient",
-    "hash",
-    "missing",
-    "flat",
-    "clipped",
-    "einthoven",
-]
+_COLUMNS = """name source path shard start length fs seconds age sex labelled codes patient hash
+    missing flat clipped einthoven""".split()
 
 
-def _finish(run, done, lost, who, settings):
-    "Write the tables and `meta.json` over the shards; the notes of the shards are no longer needed."
-    rows = pd.DataFrame([row for part in done for row in part["rows"]])
-    skipped = sorted(
-        (lost | {path: why for part in done for path, why in part["skipped"].items()}).items()
+def _options(settings):
+    "The settings that change samples; models must be given samples that were made alike."
+    return {c: getattr(settings, c) for c in ("denoise", "derive", "max_missing")}
+
+
+def _about(settings, people):
+    "What the tables follow from, apart from the recordings and the labels."
+    digest = fingerprint(sorted(people.items())) if people else None
+    folds = dict(seed=settings.seed, n_folds=settings.n_folds)
+    return dict(options=_options(settings), **folds, patients=digest)
+
+
+def _identity(settings, labels, people, files, inputs):
+    "All that the store follows from."
+    content = [[str(i.header), _source(files.base / i.header), i.digest] for i in inputs]
+    return _about(settings, people) | dict(
+        version=_VERSION,
+        labels=dict(name=labels.name, content=fingerprint(labels.to_dict())),
+        recordings=len(inputs),
+        files=fingerprint([content, sorted(files.unusable.items())]),
     )
-    if not len(rows):
-        run.drop(*run.files)  # nothing is left of a store without recordings
-        raise _none_usable(dict(skipped))
-    y = np.stack([label_vector(codes.split()) for codes in rows["codes"]])
-    rows["patient"] = [who.get(name, "") for name in rows["name"]]
-    groups = make_groups(list(rows["patient"]), list(rows["hash"]))
+
+
+def _csv(table):
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _record_table(done, people, labels):
+    "records.csv: a row per recording."
+    rows = pd.DataFrame([row for shard in done for row in shard["rows"]])
+    rows["patient"] = [people.get(name, "") for name in rows["name"]]
+    y = np.stack([labels.vector(codes.split()) for codes in rows["codes"]])
+    names = list(labels.abbreviations)
+    return pd.concat([rows[_COLUMNS], pd.DataFrame(y, columns=names)], axis=1)
+
+
+def _fold_table(records, labels, settings):
+    "folds.csv: group and fold of each recording."
+    groups = make_groups(list(records["patient"]), list(records["hash"]))
+    _check_n_folds(settings.n_folds, groups.max() + 1)
+    y, how = records[list(labels.abbreviations)].to_numpy(), asdict(settings)
+    how = {c: how[c] for c in ("n_folds", "seed")}
+    fold = make_folds(y, groups, records["source"], **how)
+    return pd.DataFrame(dict(path=records["path"], name=records["name"], group=groups, fold=fold))
+
+
+def _write_tables(run, done, settings, *, labels, files=None, people=None):
+    "Write the tables and `meta.json` beside the shards, whose notes are no longer needed."
+    people = people or {}
+    skipped = dict(files.unusable) if files else {}
+    for shard in done:
+        skipped |= shard["skipped"]
     try:
-        _check_folds(settings["n_folds"], groups.max() + 1, "groups of recordings")
+        if not any(shard["rows"] for shard in done):
+            raise _none_usable(skipped)
+        records = _record_table(done, people, labels)
+        folds = _fold_table(records, labels, settings)
     except EcgmmError:
-        run.drop(*run.files)
+        run.drop(*run.files)  # nothing is left of a store that cannot be made
         raise
-    fold = make_folds(y, groups, rows["source"], settings["n_folds"], settings["seed"])
-    tables = {
-        "skipped.csv": pd.DataFrame(skipped, columns=["path", "reason"]),
-        "records.csv": pd.concat([rows[_COLUMNS], pd.DataFrame(y, columns=ABBREVIATIONS)], axis=1),
-        "folds.csv": pd.DataFrame(
-            dict(path=rows["path"], name=rows["name"], group=groups, fold=fold)
-        ),
-    }
-    text = {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
-    for name in tables:
-        run.write(name, text[name])
-    content = fingerprint(
-        [
-            text["records.csv"],
-            text["folds.csv"],
-            settings["options"],
-            _VERSION,
-            *([settings["patients"]] if who else []),
-        ]
-    )  # the records' hashes stand for their samples; and a table that has grown connects more
-    digest = None
-    if who:
-        run.write(
-            "patients.csv",
-            pd.DataFrame(table_digests(who).items(), columns=["record", "patient"]).to_csv(
-                index=False, lineterminator="\n"
-            ),
-        )
-        digest = file_digest(run.folder / "patients.csv")
-    meta = dict(
+    reasons = sorted(skipped.items())
+    run.write("skipped.csv", _csv(pd.DataFrame(reasons, columns=["path", "reason"])))
+    run.write("records.csv", _csv(records))
+    run.write("folds.csv", _csv(folds))
+    if people:
+        digests = pd.DataFrame(table_digests(people).items(), columns=["record", "patient"])
+        run.write("patients.csv", _csv(digests))
+    meta = _make_meta(run, done, _about(settings, people), records, folds, labels)
+    run.write("meta.json", json.dumps(meta, indent=1))
+    n_groups = folds["group"].max() + 1
+    about = dict(n_folds=settings.n_folds, n_groups=n_groups, denoise=settings.denoise)
+    run.write("card.md", _card(run.folder.name, records, reasons, labels, about))
+    run.drop(*(_shard(k)[1] for k in range(len(done))))
+    run.finish(dict(recordings=len(records), skipped=len(skipped)))
+
+
+def _make_meta(run, done, about, records, folds, labels):
+    "What `meta.json` holds; the content counts the hashes of the samples, in the records."
+    parts = [_csv(records), _csv(folds), labels.to_dict(), about["options"], _VERSION]
+    parts += [about["patients"]] if about["patients"] else []  # a larger table connects more
+    digest = file_digest(run.folder / "patients.csv") if about["patients"] else None
+    return dict(
         version=_VERSION,
         fs=FS,
         unit="uV",
         leads=list(LEADS),
-        classes=[c.code for c in CLASSES],
-        class_names=[c.name for c in CLASSES],
-        shards=[part["length"] for part in done],
-        content=content,
-        fold_hash=fingerprint(text["folds.csv"]),
+        labels=labels.to_dict(),
+        shards=[shard["length"] for shard in done],
+        content=fingerprint(parts),
+        fold_hash=fingerprint(_csv(folds)),
         patients_digest=digest,
-        **settings,
+        **about,
     )
-    run.write("meta.json", json.dumps(meta, indent=1))
-    store = Store.__new__(Store)
-    store.folder = run.folder
-    store._open()
-    run.write("card.md", data_card(store))
-    run.drop(*(_shard(k)[1] for k in range(len(done))))
-    run.finish(dict(recordings=len(rows), skipped=len(skipped)))
 
 # %% ../nbs/05_store.ipynb #9b35045c
 @command
 def ecgmm_prepare(
-    # folder with WFDB records (.hea and their signal files) at any depth, or several with commas
+    # folder with WFDB recordings (.hea and their signal files) at any depth, or several with commas
     # between
     data: str = "data",
     store: str = "store",  # folder of the store to make
@@ -935,30 +996,21 @@ def ecgmm_prepare(
     n_folds: int = 10,  # number of folds, at least 3
     seed: int = 0,  # of the stratification, 0 to 4294967295
     overwrite: bool = False,  # replace a store that is there and was made otherwise
-    workers: int = None,  # at a time; one a core if not given
+    workers: int = None,  # at a time; one per core if not given
     # workers are processes instead of threads: faster where there are many cores
     processes: bool = False,
 ):
-    "Prepare a folder of 12-lead WFDB records: one store at 100 Hz, with folds, a data card, and a reason for every file left out."
-    made = prepare(
-        listed(data),
-        store,
-        denoise,
-        derive,
-        max_missing,
-        patients,
-        seed,
-        n_folds,
-        overwrite,
-        workers,
-        processes,
-    )
+    "Prepare a folder of 12-lead WFDB recordings: one store at 100 Hz, with folds, a data card, and a reason for every file left out."
+    settings = PrepareSettings(denoise, derive, max_missing, n_folds, seed)
+    how = dict(overwrite=overwrite, workers=workers, processes=processes)
+    made = prepare(listed(data), store, settings, patients=patients, **how)
     skipped = pd.read_csv(made.folder / "skipped.csv")
-    print(source_table(made.records).to_string())
-    doubled = made.records["hash"].duplicated().sum()
+    print(source_table(made.records, made.labels).to_string())
+    n_copies = made.records["hash"].duplicated().sum()
     print(
-        f"\n{len(made)} recordings in {made.folder}, {doubled} of them copies of another under a second name (they share its fold); card.md has the labels"
+        f"\n{len(made)} recordings in {made.folder}, {n_copies} of them copies of another under a "
+        "second name (they share its fold); card.md has the labels"
     )
     print(f"{len(skipped)} files skipped" + (", all in skipped.csv:" if len(skipped) else ""))
-    for path, why in skipped.to_numpy()[:10]:
-        print(f"  {path}: {why}")
+    for path, reason in skipped.to_numpy()[:10]:
+        print(f"  {path}: {reason}")
