@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from ecgmm.folds import (
     source_roles,
     table_digests,
 )
-from .labels import Labels, code_names
+from .labels import Labels
 from ecgmm.runs import (
     Run,
     file_digest,
@@ -667,10 +666,9 @@ def _other_codes(records, labels):
     known = {code for label in labels.items for code in (label.code, *label.same_as)}
     codes = records["codes"].str.split().explode().dropna()
     counts = codes[~codes.isin(list(known))].value_counts()
-    names = code_names()
-    return ", ".join(
-        f"{_plain(' '.join([code, names.get(code, '')]))} ({n})" for code, n in counts.items()
-    )
+    names = {label.code: label.name for label in labels.others}
+    words = [f"{code} {names.get(code, '')}" for code in counts.index]
+    return ", ".join(f"{_plain(text)} ({n})" for text, n in zip(words, counts))
 
 
 def _duplicates(records, labels):
@@ -893,11 +891,15 @@ def _options(settings):
     return {c: getattr(settings, c) for c in ("denoise", "derive", "max_missing")}
 
 
+def _folding(settings):
+    "The settings that change the folds."
+    return dict(n_folds=settings.n_folds, seed=settings.seed)
+
+
 def _about(settings, people):
     "What the tables follow from, apart from the recordings and the labels."
     digest = fingerprint(sorted(people.items())) if people else None
-    folds = dict(seed=settings.seed, n_folds=settings.n_folds)
-    return dict(options=_options(settings), **folds, patients=digest)
+    return dict(options=_options(settings), **_folding(settings), patients=digest)
 
 
 def _identity(settings, labels, people, files, inputs):
@@ -928,8 +930,7 @@ def _fold_table(records, labels, settings):
     "folds.csv: group and fold of each recording."
     groups = make_groups(list(records["patient"]), list(records["hash"]))
     _check_n_folds(settings.n_folds, groups.max() + 1)
-    y, how = records[list(labels.abbreviations)].to_numpy(), asdict(settings)
-    how = {c: how[c] for c in ("n_folds", "seed")}
+    y, how = records[list(labels.abbreviations)].to_numpy(), _folding(settings)
     fold = make_folds(y, groups, records["source"], **how)
     return pd.DataFrame(dict(path=records["path"], name=records["name"], group=groups, fold=fold))
 
@@ -1002,8 +1003,15 @@ def ecgmm_prepare(
 ):
     "Prepare a folder of 12-lead WFDB recordings: one store at 100 Hz, with folds, a data card, and a reason for every file left out."
     settings = PrepareSettings(denoise, derive, max_missing, n_folds, seed)
-    how = dict(overwrite=overwrite, workers=workers, processes=processes)
-    made = prepare(listed(data), store, settings, patients=patients, **how)
+    made = prepare(
+        listed(data),
+        store,
+        settings,
+        patients=patients,
+        overwrite=overwrite,
+        workers=workers,
+        processes=processes,
+    )
     skipped = pd.read_csv(made.folder / "skipped.csv")
     print(source_table(made.records, made.labels).to_string())
     n_copies = made.records["hash"].duplicated().sum()
