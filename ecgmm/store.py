@@ -399,6 +399,16 @@ _KINDS = {  # type of a column of records.csv; the columns of labels are added
 _FOLD_KINDS = dict(path=str, name=str, group=int, fold=int)
 
 
+def _is_complete(meta):
+    "Whether all values are there, of the right type."
+    if not all(type(meta.get(key)) is kind for key, kind in _META.items()):
+        return False
+    optional = [meta.get("patients"), meta.get("patients_digest")]
+    return all(type(n) is int and n >= 0 for n in meta["shards"]) and all(
+        value is None or isinstance(value, str) for value in optional
+    )
+
+
 def _read_meta(file):
     "What `meta.json` holds; an error that says what to do where it is damaged."
     make_one = "make one with ecgmm_prepare"
@@ -413,13 +423,7 @@ def _read_meta(file):
         if meta.get(key) != value:
             problem = f"{file.parent}: {key} is {meta.get(key)!r}, {value!r} is needed"
             raise EcgmmError(f"{problem}{_AGAIN}")
-    complete = all(type(meta.get(key)) is kind for key, kind in _META.items())
-    optional = [meta.get("patients"), meta.get("patients_digest")]
-    if not (
-        complete
-        and all(type(n) is int and n >= 0 for n in meta["shards"])
-        and all(isinstance(value, (str, type(None))) for value in optional)
-    ):
+    if not _is_complete(meta):
         raise EcgmmError(f"{file}: one of {', '.join(_META)} is missing or damaged{_AGAIN}")
     return meta
 
@@ -779,12 +783,20 @@ def _check_n_folds(n_folds, n_groups):
         )
 
 
-def _check_patients(files, people, patients, n_folds):
-    "An error if a table of patients names no recording, or leaves too few groups."
+def _n_workers(workers):
+    if workers is not None and workers < 1:
+        raise EcgmmError(f"workers must be at least 1, got {workers}")
+    return workers or os.cpu_count() or 1
+
+
+def _read_people(patients, files, n_folds):
+    "The patient of each recording; an error if none is named here, or there are too few groups."
+    people = read_patients(patients) if patients else {}
     if patients and not {h.stem for h in files.headers} & set(people):
         raise EcgmmError(f"{patients} names none of the {len(files.headers)} recordings")
     n_groups = len({people.get(h.stem, h) for h in files.headers})
     _check_n_folds(n_folds, n_groups)  # identical samples connect more: known only later
+    return people
 
 
 def _check_labels(labels):
@@ -817,6 +829,17 @@ def _read_inputs(files, known, *, workers, progress):
         except OSError as error:
             raise file_error(error.filename or files.base, error) from None
     return inputs
+
+
+def _file_names(parts, people):
+    "The files of a store."
+    shards = [name for k in range(len(parts)) for name in _shard(k)]
+    return [_INPUTS, *shards, *_TABLES, *(["patients.csv"] if people else [])]
+
+
+def _write_inputs(run, inputs):
+    entries = {path: entry for one in inputs for path, entry in one.entries.items()}
+    run.write(_INPUTS, json.dumps(entries))
 
 
 def _write_shards(run, files, parts, *, options, workers, processes, progress):
@@ -853,28 +876,21 @@ def prepare(
     progress: bool = True,  # show a progress bar
 ) -> Store:
     "Make a `Store` from a folder tree; nothing is done twice, and what is left out is listed."
-    if workers is not None and workers < 1:
-        raise EcgmmError(f"workers must be at least 1, got {workers}")
     settings, labels = settings or PrepareSettings(), labels or Labels.challenge2020()
-    workers = workers or os.cpu_count() or 1
+    workers = _n_workers(workers)
     _check_labels(labels)
     roots, folder = _folders(data, store)
     files = _find_files(roots)
-    people = read_patients(patients) if patients else {}
-    _check_patients(files, people, patients, settings.n_folds)
+    people = _read_people(patients, files, settings.n_folds)
     inputs = _read_inputs(files, _known_entries(folder), workers=workers, progress=progress)
     parts, options = _parts(inputs), _options(settings)
-    shards = [name for k in range(len(parts)) for name in _shard(k)]
-    tables = [*_TABLES, *(["patients.csv"] if patients else [])]
     identity = _identity(settings, labels, people, files, inputs)
+    names = _file_names(parts, people)
     if overwrite and read_marker(folder):
         _check_usable(files, options)
-    with Run.begin(
-        folder, "store", identity, [_INPUTS, *shards, *tables], overwrite=overwrite, say=progress
-    ) as run:
+    with Run.begin(folder, "store", identity, names, overwrite=overwrite, say=progress) as run:
         if not run.done:
-            entries = {path: entry for one in inputs for path, entry in one.entries.items()}
-            run.write(_INPUTS, json.dumps(entries))
+            _write_inputs(run, inputs)
             how = dict(workers=workers, processes=processes, progress=progress)
             done = _write_shards(run, files, parts, options=options, **how)
             _write_tables(run, done, settings, labels=labels, files=files, people=people)
@@ -935,32 +951,40 @@ def _fold_table(records, labels, settings):
     return pd.DataFrame(dict(path=records["path"], name=records["name"], group=groups, fold=fold))
 
 
-def _write_tables(run, done, settings, *, labels, files=None, people=None):
-    "Write the tables and `meta.json` beside the shards, whose notes are no longer needed."
-    people = people or {}
+def _skipped(done, files):
+    "Path and reason of all files that are not in the store."
     skipped = dict(files.unusable) if files else {}
     for shard in done:
         skipped |= shard["skipped"]
+    return sorted(skipped.items())
+
+
+def _write_patients(run, people):
+    digests = pd.DataFrame(table_digests(people).items(), columns=["record", "patient"])
+    run.write("patients.csv", _csv(digests))
+
+
+def _write_tables(run, done, settings, *, labels, files=None, people=None):
+    "Write the tables and `meta.json` beside the shards, whose notes are no longer needed."
+    people, skipped = people or {}, _skipped(done, files)
     try:
         if not any(shard["rows"] for shard in done):
-            raise _none_usable(skipped)
+            raise _none_usable(dict(skipped))
         records = _record_table(done, people, labels)
         folds = _fold_table(records, labels, settings)
     except EcgmmError:
         run.drop(*run.files)  # nothing is left of a store that cannot be made
         raise
-    reasons = sorted(skipped.items())
-    run.write("skipped.csv", _csv(pd.DataFrame(reasons, columns=["path", "reason"])))
+    run.write("skipped.csv", _csv(pd.DataFrame(skipped, columns=["path", "reason"])))
     run.write("records.csv", _csv(records))
     run.write("folds.csv", _csv(folds))
     if people:
-        digests = pd.DataFrame(table_digests(people).items(), columns=["record", "patient"])
-        run.write("patients.csv", _csv(digests))
+        _write_patients(run, people)
     meta = _make_meta(run, done, _about(settings, people), records, folds, labels)
     run.write("meta.json", json.dumps(meta, indent=1))
     n_groups = folds["group"].max() + 1
     about = dict(n_folds=settings.n_folds, n_groups=n_groups, denoise=settings.denoise)
-    run.write("card.md", _card(run.folder.name, records, reasons, labels, about))
+    run.write("card.md", _card(run.folder.name, records, skipped, labels, about))
     run.drop(*(_shard(k)[1] for k in range(len(done))))
     run.finish(dict(recordings=len(records), skipped=len(skipped)))
 

@@ -269,7 +269,6 @@ class Batches:
     def epoch(
         self,
         seed: int,  # of the order and the places
-        *,
         rank: int = 0,  # number of this process
         world: int = 1,  # how many processes there are
         # yields {"x": (B, 12, T) mV, or (B, W, 12, T) if a visit takes W > 1 windows,

@@ -191,7 +191,10 @@ def main():
                     Head(backbone.encoder.n_out),
                 )
                 labelled = Batches(
-                    Windows(store, rows["train"][i]), y["train"][i], 32, 5 if f == 1 else 12
+                    Windows(store, rows["train"][i]),
+                    y["train"][i],
+                    batch_size=32,
+                    windows_per_recording=5 if f == 1 else 12,
                 )
                 common = dict(lr=3e-3, weight_decay=0.01, clip=1.0, cpu=True, progress=False)
                 if frozen:
