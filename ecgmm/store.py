@@ -158,7 +158,7 @@ def prepare_recording(
     max_missing: float = 0.05,  # largest share of missing samples in a lead that is bridged
 ) -> tuple[np.ndarray, dict]:  # (T, 12) int16 µV at 100 Hz, and its columns of `records.csv`
     "One file, ready for the store; an `EcgmmError` says what is wrong with the file."
-    r = read_recording(path, derive)
+    r = read_recording(path, derive=derive)
     if r.name[0] in _FORMULA:
         raise EcgmmError(
             f"{path}: the name {r.name!r} in the header begins like a formula of a spreadsheet: "
