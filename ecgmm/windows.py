@@ -102,7 +102,7 @@ def _is_out_of_memory(error):
 
 
 def _places(stores, rows):
-    "The shards of all stores, and for each recording its shard, first sample and length in samples."
+    "The shards of all stores, and of each recording its shard, first sample and length."
     shards: list = []
     tables = []
     for store, of_store in zip(stores, rows, strict=True):
@@ -162,7 +162,7 @@ class Windows:
         return _SAMPLE_BYTES * int(self.n.sum())
 
     def _move_in(self, forced):
-        "Bring the samples onto the device; if they do not fit, unless forced, they stay on the disk."
+        "Bring the samples onto the device; unless forced, they stay on the disk if too large."
         try:
             self._samples = _end_to_end(
                 self._shards, self._shard, self._start.numpy(), self.n.numpy(), self.device
