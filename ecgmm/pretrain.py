@@ -283,7 +283,8 @@ def pretrain(
         learner = make_method(method, Backbone.from_config(config), views, **own)
     decay, folds = (
         1e-3 if weight_decay is None else weight_decay,
-        store.split(fold).description | dict(transductive=transductive),
+        {k: store.split(fold).description[k] for k in ("test", "tune", "hash")}
+        | dict(transductive=transductive),
     )
     settings = dict(
         method=method,
