@@ -260,7 +260,7 @@ def _rows_of_fold(store, fold, settings):
         raise EcgmmError(
             f"no class of the tune recordings of fold {fold} has both positives and negatives: no epoch can be chosen"
         )
-    return rows | {
+    return dict(rows) | {
         "train": label_part(rows["train"], settings["fraction"], settings["seed"])
     }, rows["train"]
 
@@ -352,11 +352,16 @@ def _train_in(
         {role: Windows(store, r, device=device) for role, r in rows.items()},
         {role: store.y[r] for role, r in rows.items()},
     )
-    train = Batches(windows["train"], y["train"], w["batch_size"], w["windows_per_recording"])
+    train = Batches(
+        windows["train"],
+        y["train"],
+        batch_size=w["batch_size"],
+        windows_per_recording=w["windows_per_recording"],
+    )
     statistics = (
         train
         if w["fraction"] == 1
-        else Batches(Windows(store, everyone, device=device), None, w["batch_size"])
+        else Batches(Windows(store, everyone, device=device), None, batch_size=w["batch_size"])
     )  # these need no labels
     with torch.random.fork_rng():
         torch.manual_seed(w["seed"])
@@ -377,7 +382,7 @@ def _train_in(
         progress=progress,
     )
     _train_phases(model, still, train, run.folder / "training", phases, w, common)
-    folds = store.held_out(fold) | dict(sizes={role: len(r) for role, r in rows.items()})
+    folds = store.split(fold).description | dict(sizes={role: len(r) for role, r in rows.items()})
     about = config | dict(
         folds=folds,
         preprocessing=store.meta["options"],

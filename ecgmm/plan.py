@@ -22,6 +22,7 @@ from .fusion import MODALITIES
 from .results import study_settings
 from .settings import METHODS
 from .study import FUSIONS, MODELS
+from .windows import window_starts
 
 # %% ../nbs/70_plan.ipynb #1dee28f9
 # source: records, Hz, and the shortest, usual and longest length, s (usual: an assumption where
@@ -51,7 +52,7 @@ def database(
         rows.append((source, fs, float(np.clip(usual * rng.lognormal(0.1, 0.4), low, high))))
     table = pd.DataFrame(rows, columns=["source", "fs", "seconds"])
     table["length"] = (table["seconds"] * 100).round().astype(int)
-    table["windows"] = -(-(table["length"] - 250).clip(lower=0) // 125) + 1
+    table["windows"] = [len(window_starts(n, 250, 125)) for n in table["length"]]
     return table
 
 # %% ../nbs/70_plan.ipynb #5f839760

@@ -51,7 +51,7 @@ from .folder import _checksums, load_classifier
 from .runs import Run, file_error, fingerprint, read_marker
 from .store import find_recordings, prepare_samples
 from .thresholds import decide
-from .windows import choose_device
+from .windows import choose_device, window_starts
 
 # %% ../nbs/52_predict.ipynb #bb84d290
 _SMALLEST, _LARGEST = (
@@ -232,8 +232,8 @@ def load_recording(
     samples, facts = prepare_samples(
         x,
         fs,
-        config["preprocessing"]["denoise"],
-        1.0 if "gaps" in tolerate else config["preprocessing"]["max_missing"],
+        denoise=config["preprocessing"]["denoise"],
+        max_missing=1.0 if "gaps" in tolerate else config["preprocessing"]["max_missing"],
     )
     flat = np.isin(LEADS, facts["flat"].split()) & ~gone
     if flat.any() and "flat" not in tolerate:
@@ -374,10 +374,7 @@ class _Job:
             np.zeros(len(CLASSES)),
             [],
         )
-        free = max(len(samples) - length, 0)
-        self.starts = np.minimum(
-            np.arange(-(-free // stride) + 1) * stride, free
-        )  # the last window ends with the recording
+        self.starts = window_starts(len(samples), length, stride)
         self.left = len(self.starts)
         if len(samples) < length:
             self.samples = np.pad(samples, ((0, length - len(samples)), (0, 0)))

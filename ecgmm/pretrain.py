@@ -63,17 +63,17 @@ def allowed_rows(
     transductive: bool = False,  # tune and test recordings may be seen, without their labels
 ) -> list:  # (n,) rows of each store, this one's first
     "Which recordings pre-training may see: the train role, labelled or not, and the other stores, but nobody who is connected with a held-out recording over any number of steps in any of them."
-    rows = store.split(fold, labelled=False)
+    split = store.split(fold)
     if transductive:
         return [np.arange(len(s)) for s in (store, *unlabelled)]
     tables = _joined([store, *unlabelled])
     held_out = np.concatenate(
         [
-            tables[0]["group"].to_numpy()[np.concatenate([rows["tune"], rows["test"]])],
+            tables[0]["group"].to_numpy()[split.held_out],
             *(t["group"][t["source"] == fold] for t in tables),
         ]
     )  # a source that is left out is left out everywhere
-    may = [rows["train"], *(np.arange(len(s)) for s in unlabelled)]
+    may = [split.unlabelled, *(np.arange(len(s)) for s in unlabelled)]
     return [r[~np.isin(t["group"].to_numpy()[r], held_out)] for t, r in zip(tables, may)]
 
 
@@ -82,7 +82,7 @@ def _left_out(store, fold, unlabelled, rows, transductive):
     if transductive:
         return dict(held_out=0, train=0, further_source=0, further=0)
     train, n_source = (
-        len(store.split(fold, labelled=False)["train"]),
+        len(store.split(fold).unlabelled),
         sum(int((s.records["source"] == fold).sum()) for s in unlabelled),
     )
     return dict(
@@ -276,7 +276,8 @@ def pretrain(
         learner = make_method(method, Backbone.from_config(config), views, **own)
     decay, folds = (
         1e-3 if weight_decay is None else weight_decay,
-        store.held_out(fold) | dict(transductive=transductive),
+        {k: store.split(fold).description[k] for k in ("test", "tune", "hash")}
+        | dict(transductive=transductive),
     )
     settings = dict(
         method=method,
@@ -434,10 +435,10 @@ def load_pretrained(
         raise EcgmmError(
             f"load_pretrained: {folder} was pre-trained on a store of version {config['store_version']}, {store.folder} has {store.meta['version']}: samples prepared otherwise cannot be compared, pre-train it again"
         )
-    rows, mine = store.split(fold, labelled=False), _joined([store])[0]
+    mine = _joined([store])[0]
     named_by |= _named_by([store])
     of_seen, groups = joined_groups([seen, mine], named_by)
-    held = groups[np.concatenate([rows["tune"], rows["test"]])]
+    held = groups[store.split(fold).held_out]
     leaked = seen[np.isin(of_seen, held) | (seen["source"] == fold).to_numpy()]
     doubt = f" ({text})" if (text := _disputed(named_by)) else ""
     if len(leaked):

@@ -494,7 +494,7 @@ def write_report(
         add("<h2>Recordings of the test fold</h2>", _examples(store, out, scores))
         add(
             "<h2>Data</h2>",
-            _table(source_table(store.records).T),
+            _table(source_table(store.records, store.labels).T),
             f"<h2>How this was made</h2><p class='note'>{esc('; '.join(f'{k}: {v}' for k, v in where.items()))}. Fine-tuning and fusion took {folds[folds['model'] != 'average']['seconds'].sum():.0f} s. "
             f"Folds: grouped by identical samples and by patient where one is known ({int((store.records['patient'] != '').sum())} of {len(store)} recordings), stratified by label.</p>",
             "<p class='note'>For research and teaching. Not a medical device.</p>",
@@ -643,7 +643,7 @@ def ecgmm_demo(
     start, out = time.time(), Path(out)
     synthesize(out / "hospitals", n=n, seed=seed)
     store = prepare(out / "hospitals", out / "store", patients=out / "hospitals" / "patients.csv")
-    print(source_table(store.records).to_string())
+    print(source_table(store.records, store.labels).to_string())
     settings = study_settings("small", epochs, pretrain_epochs)
     for m in ("signal", "spectrogram"):
         settings[m]["pretrain"] |= dict(batch_size=64)

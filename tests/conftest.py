@@ -59,6 +59,8 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; what is not nam
     "test_package": 40,
     "test_predict": 30,
     "test_prepare": 20,
+    "test_windows": 10,
+    "test_folds": 5,
     "test_two_processes_ssl": 20,
     "test_two_processes": 15,
     "test_resume": 15,

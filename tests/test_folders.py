@@ -18,6 +18,7 @@ import ecgmm.store
 from ecgmm.finetune import finetune
 from ecgmm.folder import load_classifier
 from ecgmm.runs import finished, read_marker
+from ecgmm.settings import PrepareSettings
 from ecgmm.store import Store, prepare
 from ecgmm.synthetic import synthesize
 from ecgmm.thresholds import choose
@@ -159,7 +160,12 @@ def test_neighbours_of_a_folder_are_left_alone(home, tmp_path):
         (tmp_path / name / "thesis.txt").write_text("years of work")
     prepare(home / "hospitals", tmp_path / "store", workers=1, progress=False)
     prepare(
-        home / "hospitals", tmp_path / "store", seed=1, overwrite=True, workers=1, progress=False
+        home / "hospitals",
+        tmp_path / "store",
+        PrepareSettings(seed=1),
+        overwrite=True,
+        workers=1,
+        progress=False,
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         ".store.1.part",
@@ -172,7 +178,7 @@ def test_neighbours_of_a_folder_are_left_alone(home, tmp_path):
 
 
 INSIDE = {
-    "ecgmm_prepare": (ecgmm.store, "_finish"),
+    "ecgmm_prepare": (ecgmm.store, "_write_tables"),
     "ecgmm_pretrain": (ecgmm.pretrain, "fit"),
     "ecgmm_finetune": (ecgmm.finetune, "fit"),
     "ecgmm_fuse": (ecgmm.finetune, "fit"),
@@ -308,7 +314,14 @@ def test_a_killed_store_that_replaces_another(home, tmp_path):
     swept(
         tmp_path,
         start,
-        lambda f: prepare(home / "hospitals", f, seed=1, overwrite=True, workers=1, progress=False),
+        lambda f: prepare(
+            home / "hospitals",
+            f,
+            PrepareSettings(seed=1),
+            overwrite=True,
+            workers=1,
+            progress=False,
+        ),
         every=4,
     )
     assert content(home / "store") == whole

@@ -23,6 +23,7 @@ from ecgmm.folder import save_model
 from ecgmm.labels import Labels
 from ecgmm.models import Classifier
 from ecgmm.predict import ecgmm_predict, predict
+from ecgmm.settings import PrepareSettings
 from ecgmm.store import prepare
 from ecgmm.synthetic import simulate, synthesize
 
@@ -128,7 +129,9 @@ def test_a_thousand_recordings_stream(tmp_path, model):
 
 def test_a_copied_folder_judges_alike_without_its_store(tmp_path):
     synthesize(tmp_path / "data", n=60, seed=0)
-    store = prepare(tmp_path / "data", tmp_path / "store", denoise=True, progress=False)
+    store = prepare(
+        tmp_path / "data", tmp_path / "store", PrepareSettings(denoise=True), progress=False
+    )
     finetune(
         store,
         tmp_path / "run",

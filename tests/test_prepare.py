@@ -18,7 +18,22 @@ from patience import HANG, killed_when_it_opens
 import ecgmm.data
 from ecgmm import EcgmmError
 from ecgmm.data import LEADS, Recording, read_recording, write_recording
-from ecgmm.store import Store, prepare, prepare_recording
+from ecgmm.folds import read_patients, table_digests
+from ecgmm.labels import Label, Labels
+from ecgmm.runs import fingerprint
+from ecgmm.settings import PrepareSettings
+from ecgmm.store import (
+    Store,
+    _code,
+    _plain,
+    _read_input,
+    as_fold,
+    ecgmm_prepare,
+    find_recordings,
+    prepare,
+    prepare_recording,
+    prepare_samples,
+)
 
 
 def record(name, seed, seconds=10, fs=500, codes=("426783006",)):
@@ -364,7 +379,7 @@ def test_what_is_odd_but_readable_is_kept(tmp_path):
     assert r.loc["F", "labelled"] == 0
     assert (
         sum(len(v) for v in store.split(0).values()) == 5
-        and sum(len(v) for v in store.split(0, labelled=False).values()) == 6
+        and len(store.split(fold=0).unlabelled) + len(store.split(fold=0).held_out) == 6
     )
 
 
@@ -405,7 +420,7 @@ def test_overwrite_does_it_again_and_a_table_of_others_is_refused(tmp_path):
         prepare(root, tmp_path / "store", overwrite=True, progress=False).folder / "meta.json"
     ).stat().st_mtime_ns != first
     (tmp_path / "patients.csv").write_text("record,patient\nX1,a\n")
-    with pytest.raises(ValueError, match="names none of the 3 records"):
+    with pytest.raises(ValueError, match="names none of the 3 recordings"):
         prepare(root, tmp_path / "other", patients=tmp_path / "patients.csv", progress=False)
 
 
@@ -421,17 +436,44 @@ def test_nothing_usable_is_one_clear_error(tmp_path):
 UNUSABLE = {  # calls that cannot end in a store, each with what is said
     "no usable file": (
         lambda root: [h.with_suffix(".mat").unlink() for h in root.rglob("*.hea")],
-        {},
+        dict,
         "none of the 4 files can be used",
     ),
-    "no header": (lambda root: [h.unlink() for h in root.rglob("*.hea")], {}, "no WFDB header"),
-    "no folder": (shutil.rmtree, {}, "is not a folder"),
-    "an impossible seed": (lambda root: None, dict(seed=2**32), "a seed from 0"),
-    "too many folds": (lambda root: None, dict(n_folds=1000), "n_folds of at most"),
-    "no data": (lambda root: None, dict(data=""), "a folder with recordings"),
-    "no table": (lambda root: None, dict(patients="nowhere.csv"), "nowhere.csv"),
-    "a bad option": (lambda root: None, dict(max_missing=2.0), "max_missing"),
-    "no worker": (lambda root: None, dict(workers=0), "worker"),
+    "no header": (
+        lambda root: [h.unlink() for h in root.rglob("*.hea")],
+        dict,
+        "no WFDB header",
+    ),
+    "no folder": (shutil.rmtree, dict, "is not a folder"),
+    "an impossible seed": (
+        lambda root: None,
+        lambda: dict(settings=PrepareSettings(seed=2**32)),
+        "seed must be",
+    ),
+    "too many folds": (
+        lambda root: None,
+        lambda: dict(settings=PrepareSettings(n_folds=1000)),
+        "n_folds must be at most",
+    ),
+    "too few folds": (
+        lambda root: None,
+        lambda: dict(settings=PrepareSettings(n_folds=2)),
+        "n_folds must be at least 3",
+    ),
+    "no data": (lambda root: None, lambda: dict(data=""), "a folder with recordings"),
+    "no list": (lambda root: None, lambda: dict(data=[]), "a folder with recordings"),
+    "no table": (lambda root: None, lambda: dict(patients="nowhere.csv"), "nowhere.csv"),
+    "a bad option": (
+        lambda root: None,
+        lambda: dict(settings=PrepareSettings(max_missing=2.0)),
+        "max_missing",
+    ),
+    "no worker": (lambda root: None, lambda: dict(workers=0), "workers must be at least 1"),
+    "a label named as a column": (
+        lambda root: None,
+        lambda: dict(labels=Labels("own", (Label("age", "1", "old"),))),
+        "choose another",
+    ),
 }
 
 
@@ -443,7 +485,7 @@ def test_a_store_is_replaced_only_by_another(tmp_path, what):
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()}
     spoil(root)
     with pytest.raises(EcgmmError, match=said):
-        prepare(**dict(data=root, store=store.folder, overwrite=True, progress=False) | options)
+        prepare(**dict(data=root, store=store.folder, overwrite=True, progress=False) | options())
     assert {
         p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()
     } == before and len(Store(store.folder)) == 4
@@ -594,3 +636,179 @@ def test_a_source_alone_has_its_folders_name(tmp_path):
         assert set(prepare(start, tmp_path / f"store-{n}", progress=False).records["source"]) == {
             "georgia"
         }
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    root = database(tmp_path / "db", 2)
+    monkeypatch.chdir(root)
+    for nothing in ("", " ", [], [root, ""]):
+        with pytest.raises(EcgmmError, match="a folder with recordings is needed"):
+            prepare(nothing, tmp_path / "store", progress=False)
+    with pytest.raises(EcgmmError, match="a folder for the store is needed"):
+        prepare(root, "", progress=False)
+    with pytest.raises(EcgmmError, match="a folder with recordings is needed"):
+        ecgmm_prepare(" , ", str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_too_many_folds_are_refused_before_anything_is_read(tmp_path):
+    root = database(tmp_path / "db", 12)
+    people = tmp_path / "people.csv"
+    people.write_text("record,patient\n" + "".join(f"W{k:04d},{k % 11}\n" for k in range(12)))
+    with patch("ecgmm.store.prepare_recording", side_effect=AssertionError):
+        with pytest.raises(EcgmmError, match="at most 12 for 12 groups of recordings, got 13"):
+            prepare(root, tmp_path / "store", PrepareSettings(n_folds=13), progress=False)
+        with pytest.raises(EcgmmError, match="at most 11 for 11 groups of recordings, got 12"):
+            settings = PrepareSettings(n_folds=12)
+            prepare(root, tmp_path / "store", settings, patients=people, progress=False)
+
+
+def test_paths_that_a_spreadsheet_would_compute(tmp_path):
+    for name in ("=1+1.hea", "@SUM(1).mat", "-2/x.hea"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    headers, reasons = find_recordings(tmp_path)
+    assert not headers and set(reasons) == {"./=1+1.hea", "./@SUM(1).mat", "./-2/x.hea"}
+    assert all("begins like a formula" in reason for reason in reasons.values())
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path):
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    with patch("os.scandir", side_effect=denied):
+        reasons = find_recordings(tmp_path)[1]
+    assert reasons == {".": "the folder cannot be listed: Permission denied"}
+    passing = OSError(errno.EMFILE, "Too many open files", str(tmp_path))
+    with patch("os.scandir", side_effect=passing), pytest.raises(OSError, match="Too many"):
+        find_recordings(tmp_path)  # nothing is left out for that
+
+
+@pytest.mark.parametrize(
+    "change, fs, reason",
+    [
+        (lambda x: x.T, 500, r"\(12, T\) in mV is needed, got \(5000, 12\)"),
+        (lambda x: np.where(np.arange(5000) == 9, np.inf, x), 500, "infinite values in lead I"),
+        (lambda x: np.where(np.arange(5000) == 9, 3e38, x), 500, "values up to"),
+        (lambda x: 1e-5 * x, 500, "no lead changes by a microvolt"),
+        (lambda x: x, 0, "positive sampling rate"),
+        (lambda x: x, np.nan, "positive sampling rate"),
+    ],
+)
+def test_arrays_that_are_no_ecg(change, fs, reason):
+    with pytest.raises(EcgmmError, match=reason):
+        prepare_samples(change(record("A", 0).x), fs)
+
+
+def test_a_file_too_large_is_not_read(tmp_path):
+    header = write_recording(tmp_path, record("A", 0))
+    os.truncate(header.with_suffix(".mat"), 5 << 30)  # 5 GB of holes
+    found = _read_input(tmp_path, {}, header.relative_to(tmp_path))
+    assert found.entries["A.mat"][2] == "too large to be read"
+
+
+@pytest.mark.parametrize("number", range(1, 200))
+def test_one_rule_says_whose_fault_an_error_is(tmp_path, number):
+    error = OSError(number, os.strerror(number))
+    with patch("ecgmm.store._files_of", side_effect=error):
+        if ecgmm.data.file_fault(error):
+            found = _read_input(tmp_path, {}, tmp_path / "A.hea")
+            assert found.digest == fingerprint([["not readable"]])
+        else:
+            with pytest.raises(OSError):
+                _read_input(tmp_path, {}, tmp_path / "A.hea")
+
+
+def test_the_name_of_a_fold_or_source():
+    texts = ["3", " 10", "ptb-xl", 4, "\u00b2", "\u2163", "\u0663", "-1", "1.0", "", "9" * 5000]
+    folds = [3, 10, "ptb-xl", 4, "\u00b2", "\u2163", "\u0663", "-1", "1.0", "", "9" * 5000]
+    assert [as_fold(t) for t in texts] == folds  # what is no plain number is a name
+
+
+def test_names_of_strangers_are_text_in_the_card():
+    assert [_code("a/b"), _code("`<b>x.hea")] == ["`a/b`", r"\`&lt;b&gt;x.hea"]
+    assert _plain("<img src=x> | `y`") == r"&lt;img src=x&gt; \| \`y\`"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    "A store with a table of patients that names more recordings than there are."
+    folder = tmp_path_factory.mktemp("small")
+    people = folder / "people.csv"
+    people.write_text("record,patient\n" + "".join(f"W{k:04d},{k % 3}\n" for k in range(20)))
+    root = database(folder / "db", 4)
+    return prepare(root, folder / "store", patients=people, workers=1, progress=False).folder
+
+
+@pytest.fixture
+def damaged(small, tmp_path):
+    "A function that checks that a store with other bytes in a file, or without it, is refused."
+
+    def check(name, content, message):
+        spoiled = tmp_path / "spoiled"
+        shutil.rmtree(spoiled, ignore_errors=True)
+        shutil.copytree(small, spoiled)
+        if content is None:
+            (spoiled / name).unlink()
+        else:
+            (spoiled / name).write_bytes(content)
+        with pytest.raises(EcgmmError) as error:
+            Store(spoiled).named
+        text = str(error.value)
+        assert message in text and str(spoiled) in text and "prepare" in text, (content, text)
+        assert "\n" not in text
+
+    return check
+
+
+FILES = ("records.csv", "folds.csv", "patients.csv", "meta.json", "shard-000.npy")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_the_store_is_missing_or_spoiled(small, damaged, name):
+    whole = (small / name).read_bytes()
+    first_line, half = whole.splitlines(keepends=True)[0], whole[: len(whole) // 2]
+    for content in (None, b"", b"\n", b"\xff\xfe\x00", first_line, half, b"a,b\n1,2\n", b'"'):
+        damaged(name, content, name)
+
+
+@pytest.mark.parametrize("key", ["shards", "n_folds", "content", "fold_hash", "options", "labels"])
+def test_a_value_of_meta_json_is_missing_or_spoiled(small, damaged, key):
+    meta = json.loads((small / "meta.json").read_text())
+    for value in (None, -1.5, [None], True):
+        damaged("meta.json", json.dumps(meta | {key: value}).encode(), "meta.json")
+    del meta[key]
+    damaged("meta.json", json.dumps(meta).encode(), "meta.json")
+
+
+def test_labels_that_are_spoiled(small, damaged):
+    meta = json.loads((small / "meta.json").read_text())
+    for labels in ({}, {"name": "own"}, meta["labels"] | {"items": [1]}):
+        damaged("meta.json", json.dumps(meta | {"labels": labels}).encode(), "labels are damaged")
+
+
+SPOILED_CELLS = dict(
+    shard=("1", "-1", "99999999", "", "a", "0.5"),
+    start=("-1", "99999999", str(2**62), "", "x"),
+    length=("0", "-5", "99999999", str(2**63 - 1), str(2**63), "1e3"),
+    NSR=("2", "", "-1"),
+    age=("old",),
+    fold=("10", "-1", ""),
+    group=("g", ""),
+)
+
+
+@pytest.mark.parametrize("name", ["records.csv", "folds.csv"])
+def test_a_column_is_missing_or_a_cell_is_spoiled(small, damaged, name):
+    table = pd.read_csv(small / name, dtype=str, keep_default_na=False)
+    for column in table:
+        without = table.drop(columns=column).to_csv(index=False).encode()
+        damaged(name, without, f"{name}: without the column {column}")
+    for column in set(table) & set(SPOILED_CELLS):
+        for value in SPOILED_CELLS[column]:
+            spoiled = table.assign(**{column: [*table[column][:-1], value]})
+            damaged(name, spoiled.to_csv(index=False).encode(), name)
+
+
+def test_the_digests_are_of_the_whole_table_of_patients(small):
+    named = Store(small).named
+    assert len(named) == 20
+    assert named == table_digests(read_patients(small.parent / "people.csv"))

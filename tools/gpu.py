@@ -136,7 +136,7 @@ def train_method(work, method, modality, precision):
         progress=False,
     )
     rows = (
-        len(work.store.split(0, labelled=False)["train"])
+        len(work.store.split(0).unlabelled)
         * size["windows_per_recording"]
         // size["recordings"]
         * size["recordings"]
@@ -203,8 +203,8 @@ def fresh(work, modality):
     batches = Batches(
         Windows(work.store, rows, device=work.device),
         work.store.y[rows],
-        work.size["windows"],
-        work.size["windows_per_recording"],
+        batch_size=work.size["windows"],
+        windows_per_recording=work.size["windows_per_recording"],
     )
     torch.manual_seed(0)
     model = Classifier.from_config(

@@ -206,7 +206,10 @@ def main():
                     {branch.front.modality: branch},
                 )
                 labelled = Batches(
-                    Windows(store, rows["train"][i]), y["train"][i], 32, 5 if f == 1 else 12
+                    Windows(store, rows["train"][i]),
+                    y["train"][i],
+                    batch_size=32,
+                    windows_per_recording=5 if f == 1 else 12,
                 )
                 quiet = dict(accelerator=accelerator_for(cpu=True), progress=False)
                 if frozen:
