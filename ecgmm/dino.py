@@ -9,6 +9,7 @@ __all__ = ['DINOHead', 'batch_mean', 'update_centre', 'dino_loss', 'teacher_metr
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -142,9 +143,8 @@ class DINO(nn.Module):
         if not views or views[0].n < 1 or sum(group.n for group in views) < 2:
             raise EcgmmError("views must have at least one global view, and two in all")
         self.front, self.settings, self.views = front, settings, views
-        head = DINOHead(
-            encoder.n_out, settings.n_prototypes, hidden=settings.hidden, norm=settings.norm
-        )
+        n_in: Any = encoder.n_out
+        head = DINOHead(n_in, settings.n_prototypes, hidden=settings.hidden, norm=settings.norm)
         self.student = nn.ModuleDict({"encoder": encoder, "head": head})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.centre: torch.Tensor

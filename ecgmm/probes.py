@@ -28,12 +28,12 @@ def mean_over_windows(
 ) -> np.ndarray:  # (N, K) float64
     "The mean of f over each recording's windows."
     record, first = windows.grid(stride)
-    total = None
+    total: torch.Tensor = torch.empty(0)
     for r, at in zip(record.split(batch_size), first.split(batch_size)):
         out = (
             f(windows.gather(r, at)).cpu().double()
         )  # sums on the CPU: not every GPU has double precision
-        if total is None:
+        if not len(total):
             total = out.new_zeros(len(windows), out.shape[1])
         total.index_add_(0, r, out)
     return (total / torch.bincount(record, minlength=len(windows))[:, None]).numpy()
@@ -97,20 +97,20 @@ def knn_probabilities(
 # %% ../nbs/13_probes.ipynb #7ab40c4f
 def linear_probabilities(
     h_train: np.ndarray,  # (M, D) features of labelled recordings
-    y_train: np.ndarray,  # (M, 24) their labels
-    *others,  # (N, D) features of recordings in question, any number of sets
+    y_train: np.ndarray,  # (M, K) their labels
+    *others: np.ndarray,  # (N, D) features of further recordings, any number of sets
     c: float = 0.01,  # inverse strength of the penalty on weights, after standardising
-) -> list:  # (N, 24) probabilities of each set
-    "Logistic regression per class on standardised features; a class without positives or without negatives gets its frequency."
-    _check_features("linear_probabilities", h_train, *others)
+) -> list[np.ndarray]:  # (N, K) probabilities of each set
+    "Logistic regression per class; a class without positives or negatives gets its frequency."
+    _check_features(h_train, *others)
     scaler = StandardScaler().fit(h_train)
-    h_train, others = scaler.transform(h_train), [scaler.transform(h) for h in others]
-    out = [np.empty((len(h), y_train.shape[1])) for h in others]
+    h_train = scaler.transform(h_train)
+    sets = [scaler.transform(h) for h in others]
+    out = [np.empty((len(h), y_train.shape[1])) for h in sets]
     for k, y in enumerate(np.asarray(y_train).T):
-        model = (
-            LogisticRegression(C=c, max_iter=500).fit(h_train, y) if 0 < y.sum() < len(y) else None
-        )
-        for p, h in zip(out, others):
+        both = 0 < y.sum() < len(y)
+        model = LogisticRegression(C=c, max_iter=500).fit(h_train, y) if both else None
+        for p, h in zip(out, sets):
             p[:, k] = y.mean() if model is None else model.predict_proba(h)[:, 1]
     return out
 
