@@ -298,6 +298,18 @@ class Split:
             **rows,
         )
 
+    @property
+    def source(self) -> str | None:
+        "The source that is tested on; None where it is a fold."
+        test = self.description["test"]
+        return test if isinstance(test, str) else None
+
+    @property
+    def options(self) -> dict:
+        "The split as options of a command: the fold, or the source that is left out."
+        test = self.description["test"]
+        return dict(test_source=test) if isinstance(test, str) else dict(fold=test)
+
     def __getitem__(self, role: str) -> np.ndarray:
         if role not in ROLES:
             raise KeyError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
