@@ -81,6 +81,8 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; what is not nam
     "06_windows": 15,
     "03_synthetic": 10,
     "12_metrics": 10,
+    "test_download": 10,
+    "test_runs": 10,
 }
 
 
