@@ -86,6 +86,8 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; what is not nam
     "test_data": 10,
     "00_data": 10,
     "01_labels": 8,
+    "test_download": 10,
+    "test_runs": 10,
 }
 
 
