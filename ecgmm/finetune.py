@@ -42,7 +42,7 @@ from ecgmm.settings import (
     as_dict,
 )
 from .spectrogram import FRONTS, look_up
-from .store import Store
+from .store import Store, chosen_split
 from .training import begin_together, best_weights, fit, processes, read_history
 from .windows import Batches, Windows, accelerator_for, choose_device
 
@@ -636,7 +636,7 @@ def ecgmm_finetune(
 ):
     "The command: train a classifier, or a label curve, and print its scores."
     store, settings = Store(options.store), options.settings
-    split = store.split(fold=options.fold, source=options.test_source)
+    split = chosen_split(store, options)
     where = options.test_source or f"fold{options.fold}"
     out = options.out or f"models/{run_name(settings)}-{where}"
     if options.fractions:
