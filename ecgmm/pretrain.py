@@ -122,9 +122,9 @@ def make_method(
     **options,
 ):  # a module that owns all that it trains; what is None stays at the method's default
     "A method by name, around a backbone."
-    own = METHODS[method]
-    settings = own.settings(views=views or VIEWS[method], **method_options(method, options))
-    return own.build()(backbone.front, backbone.encoder, settings)
+    own = method_options(method, options)  # an error for an unknown method
+    settings = METHODS[method].settings(views=views or VIEWS[method], **own)
+    return METHODS[method].build()(backbone.front, backbone.encoder, settings)
 
 # %% ../nbs/29_pretrain.ipynb #48709553
 _PART = 1000  # recordings between two ticks of the probe's bar
