@@ -64,6 +64,7 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; what is not nam
     "test_two_processes_ssl": 20,
     "test_two_processes": 15,
     "test_resume": 15,
+    "test_metrics": 7,
     "60_results": 55,
     "55_study": 50,
     "40_fusion": 50,
