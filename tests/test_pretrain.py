@@ -1,5 +1,6 @@
-"Pre-training from the command line: killed and resumed, handed on to the classifier, refused where it would leak, compared in parts."
+"Pre-training from the command line: killed and resumed, given to the classifier, refused where it would leak; and damaged lists."
 
+import copy
 import json
 import os
 import shutil
@@ -16,13 +17,24 @@ from safetensors.torch import load_file
 from test_commands import BIN, run
 from test_two_processes import launcher
 
-from ecgmm.folder import load_model
+from ecgmm import EcgmmError, runs
+from ecgmm.folder import load_model, save_model
 from ecgmm.models import Backbone
-from ecgmm.pretrain import allowed_rows
-from ecgmm.store import Store
+from ecgmm.pretrain import allowed_rows, load_pretrained, pretrain
+from ecgmm.settings import Branch, BYOLSettings, PretrainSettings, TrainSettings
+from ecgmm.store import Store, prepare
+from ecgmm.training import read_history
 from ecgmm.windows import Batches
 
-SMALL = ["--modality", "spectrogram", "--encoder", "se_resnet_small", "--cpu"]
+ENCODER = "spectrogram=se_resnet_small"
+SMALL = ["--branch", ENCODER, "--cpu"]
+TINY = PretrainSettings(
+    BYOLSettings(),
+    Branch.parse(ENCODER),
+    probe_every=0,
+    train=TrainSettings(epochs=1, batch_size=16, windows_per_recording=1),
+)
+QUIET = dict(cpu=True, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +47,8 @@ def stores(tmp_path_factory):
     return folder
 
 
-def struck(folder, sign, after):
-    "The process gets a signal in the middle of an epoch, when so many are done."
+def interrupted(folder, sign, after):
+    "What sends the process a signal in the middle of an epoch, when so many are done."
 
     def before():
         whole, history = Batches.epoch, Path(folder, "training", "history.jsonl")
@@ -52,440 +64,316 @@ def struck(folder, sign, after):
     return before
 
 
+def published(folder):
+    "All files but those of the training, in bytes."
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.parent.name != "training"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
 @pytest.mark.parametrize("method", ["byol", "dino"])
 def test_killed_and_resumed(stores, tmp_path, method):
-    options = [
-        "--store",
-        stores / "other",
-        "--unlabelled",
-        stores / "few",
-        "--method",
-        method,
-        *SMALL,
-        "--epochs",
-        4,
-        "--batch_size",
-        32,
-        "--probe_every",
-        0,
-        *(["--n_prototypes", 64] if method == "dino" else []),
-    ]
-    run("ecgmm_pretrain", "--out", "whole", *options, cwd=tmp_path)
-    status, _, err = child(
-        "ecgmm_pretrain",
-        "--out",
-        "killed",
-        *options,
-        cwd=tmp_path,
-        before=struck("killed", signal.SIGKILL, after=2),
-    ).end()
-    assert status == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists(), err
-    assert len((tmp_path / "killed" / "training" / "history.jsonl").read_text().splitlines()) == 2
-    run("ecgmm_pretrain", "--out", "killed", *options, cwd=tmp_path)
-    whole, resumed = (
-        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")
-    )
-    assert whole.keys() == resumed.keys() and all(whole[k].equal(resumed[k]) for k in whole)
-    files = lambda name: {
-        p.name: p.read_bytes()
-        for p in sorted((tmp_path / name).rglob("*"))
-        if p.is_file() and p.parent.name != "training"
-    }
-    assert files("whole") == files(
-        "killed"
-    )  # the model folder, the list and the marker, byte for byte
-    assert "another method" in run(
-        "ecgmm_pretrain",
-        "--out",
-        "killed",
-        *[o if o != method else "simclr" for o in options if o not in ("--n_prototypes", 64)],
-        cwd=tmp_path,
-        fails=True,
-    )
-    before = files("killed")
-    said = run("ecgmm_pretrain", "--out", "killed", *options, cwd=tmp_path)
-    assert "done already" in said and files("killed") == before
-    for bad in (
+    options = ["--store", stores / "other", "--unlabelled", stores / "few", "--epochs", 4]
+    options += ["--batch_size", 32, "--probe_every", 0, *SMALL]
+    named = ["--method", method, *(["--n_prototypes", 64] if method == "dino" else [])]
+    run("ecgmm_pretrain", "--out", "whole", *options, *named, cwd=tmp_path)
+    kill = interrupted("killed", signal.SIGKILL, after=2)
+    command = ("ecgmm_pretrain", "--out", "killed", *options)
+    status, _, err = child(*command, *named, cwd=tmp_path, before=kill).end()
+    killed = tmp_path / "killed"
+    assert status == -signal.SIGKILL and not (killed / "model").exists(), err
+    assert len(read_history(killed / "training")) == 2
+    run(*command, *named, cwd=tmp_path)
+    before = published(killed)
+    assert before == published(tmp_path / "whole") and "seen.csv" in before
+    said = run(*command, "--method", "simclr", cwd=tmp_path, fails=True)
+    assert "a finished encoder with another settings.method" in said
+    assert "done already" in run(*command, *named, cwd=tmp_path) and published(killed) == before
+    for wrong in (
         ["--epochs", 0],
         ["--precision", "fp16"],
         ["--unlabelled", "nowhere"],
         ["--temperature", 0.1],
         ["--batch_size", 1],
+        ["--branch", "spectrogram@models/x"],
     ):
-        run(
-            "ecgmm_pretrain",
-            "--out",
-            "killed",
-            *options,
-            *bad,
-            "--overwrite",
-            cwd=tmp_path,
-            fails=True,
-        )
-        assert files("killed") == before  # a slip of the hand costs nothing
+        run(*command, *named, *wrong, "--overwrite", cwd=tmp_path, fails=True)
+        assert published(killed) == before  # a slip of the hand costs nothing
 
 
 def test_stopped_by_hand(stores, tmp_path):
-    "Ctrl-C is one line; the run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed one."
-    options = [
-        "--store",
-        stores / "other",
-        "--method",
-        "byol",
-        *SMALL,
-        "--epochs",
-        3,
-        "--batch_size",
-        16,
-        "--probe_every",
-        0,
-    ]
-    status, _, err = child(
-        "ecgmm_pretrain",
-        "--out",
-        "stopped",
-        *options,
-        cwd=tmp_path,
-        before=struck("stopped", signal.SIGINT, after=1),
-    ).end()
-    assert (
-        status == 1
-        and err.strip().splitlines()[-1].startswith("ecgmm_pretrain: stopped")
-        and "Traceback" not in err
-    ), err
-    assert len((tmp_path / "stopped" / "training" / "history.jsonl").read_text().splitlines()) == 1
-    assert (
-        json.loads((tmp_path / "stopped" / "run.json").read_text())["state"] == "begun"
-        and not (tmp_path / "stopped" / "run.lock").exists()
-    )
-    assert "not finished" in run(
-        "ecgmm_finetune",
-        "--store",
-        stores / "other",
-        *SMALL,
-        "--pretrained",
-        "stopped",
-        "--out",
-        "x",
-        cwd=tmp_path,
-        fails=True,
-    )
+    "Ctrl-C is one line; the run is begun, not done, is not taken for an encoder, and the same command ends as an undisturbed one."
+    options = ["--store", stores / "other", "--method", "byol", "--epochs", 3, "--batch_size", 16]
+    options += ["--probe_every", 0, *SMALL]
+    stop = interrupted("stopped", signal.SIGINT, after=1)
+    command = ("ecgmm_pretrain", "--out", "stopped", *options)
+    status, _, err = child(*command, cwd=tmp_path, before=stop).end()
+    assert status == 1 and "Traceback" not in err, err
+    assert err.strip().splitlines()[-1].startswith("ecgmm_pretrain: stopped"), err
+    stopped = tmp_path / "stopped"
+    assert len(read_history(stopped / "training")) == 1
+    assert json.loads((stopped / "run.json").read_text())["state"] == "begun"
+    assert not (stopped / "run.lock").exists()
+    tune = ("ecgmm_finetune", "--store", stores / "other", "--branches", "spectrogram@stopped")
+    assert "not finished" in run(*tune, "--cpu", "--out", "x", cwd=tmp_path, fails=True)
     for name in ("stopped", "whole"):
         run("ecgmm_pretrain", "--out", name, *options, cwd=tmp_path)
-    whole, resumed = (
-        {p.name: p.read_bytes() for p in (tmp_path / name / "model").iterdir()}
-        for name in ("whole", "stopped")
-    )
-    assert whole == resumed and len(whole) == 4
+    assert published(stopped) == published(tmp_path / "whole")
+    assert len(list((stopped / "model").iterdir())) == 4
 
 
-def test_handed_on(stores, tmp_path):
-    said = run(
-        "ecgmm_pretrain",
-        "--store",
-        stores / "store",
-        "--unlabelled",
-        stores / "other",
-        "--method",
-        "byol",
-        *SMALL,
-        "--fold",
-        3,
-        "--epochs",
-        2,
-        "--batch_size",
-        32,
-        "--probe_every",
-        1,
-        cwd=tmp_path,
-    )
+def test_a_run_repeats_itself(stores, tmp_path):
+    "`--config RUN/run.json` is the same run: method, its settings, branch, training and fold."
+    options = ["--store", stores / "other", "--method", "dino", "--fold", 3, "--epochs", 1]
+    options += ["--n_prototypes", 64, "--teacher_temp", 0.03, 0.05, "--batch_size", 16, *SMALL]
+    run("ecgmm_pretrain", *options, "--lr", 1e-3, cwd=tmp_path)
+    made = tmp_path / "models" / "dino-spectrogram-fold3"
+    again = ["--store", stores / "other", "--config", made / "run.json", "--cpu"]
+    before = published(made)
+    said = run("ecgmm_pretrain", *again, cwd=tmp_path)  # the folder follows from the rest
+    assert "done already" in said and "fold 3" in said and published(made) == before
+    run("ecgmm_pretrain", *again, "--out", "copy", cwd=tmp_path)
+    assert published(tmp_path / "copy") == before
+    said = run("ecgmm_pretrain", *again, "--seed", 1, cwd=tmp_path, fails=True)
+    assert "another settings.train.seed (0, now 1)" in said
+
+
+def test_a_weight_decay_without_effect_is_refused(stores, tmp_path):
+    "DINO has a schedule of its own: another weight decay is not ignored in silence."
+    options = ["--store", stores / "few", "--method", "dino", "--n_prototypes", 64, *SMALL]
+    said = run("ecgmm_pretrain", *options, "--weight_decay", 0.2, cwd=tmp_path, fails=True)
+    assert "set decay instead" in said and not (tmp_path / "models").exists()
+
+
+def test_from_pretraining_to_the_classifier(stores, tmp_path):
+    options = ["--store", stores / "store", "--unlabelled", stores / "other", "--method", "byol"]
+    options += ["--fold", 3, "--epochs", 2, "--batch_size", 32, "--probe_every", 1, *SMALL]
+    said = run("ecgmm_pretrain", *options, cwd=tmp_path)
     folder = tmp_path / "models" / "byol-spectrogram-fold3"
-    assert "knn_auroc" in json.loads(said.strip().splitlines()[-1])
-    assert load_model(folder / "model", Backbone.from_config)[1]["folds"]["transductive"] is False
+    assert "knn_auroc" in said
+    assert "next: ecgmm_finetune --branches spectrogram@models/byol-spectrogram-fold3" in said
+    config = load_model(folder / "model", Backbone.from_config)[1]
+    assert config["folds"]["transductive"] is False
+
     seen = pd.read_csv(folder / "seen.csv", dtype=str)
-    records, folds = (
-        pd.read_csv(stores / "store" / f"{t}.csv", dtype=str) for t in ("records", "folds")
-    )
-    held = set(records["hash"][folds["fold"].isin(["3", "4"])])
-    assert (
-        held
-        and not held & set(seen["hash"])
-        and len(seen)
-        == len(records)
-        - folds["fold"].isin(["3", "4"]).sum()
-        + len(pd.read_csv(stores / "other" / "records.csv"))
-    )
-    tuned = [
-        "--store",
-        stores / "store",
-        *SMALL,
-        "--epochs",
-        2,
-        "--freeze_epochs",
-        1,
-        "--pretrained",
-        folder,
-    ]
-    run("ecgmm_finetune", *tuned, "--fold", 3, cwd=tmp_path)
-    config = json.loads(
-        (
-            tmp_path / "models" / "byol-spectrogram-fold3-tuned-fold3" / "model" / "config.json"
-        ).read_text()
-    )
-    assert config["pretraining"]["method"] == "byol" and config["pretraining_folds"]["test"] == 3
-    assert "held out here" in run("ecgmm_finetune", *tuned, "--fold", 5, cwd=tmp_path, fails=True)
-    run(
-        "ecgmm_finetune",
-        *tuned,
-        "--fold",
-        3,
-        "--fractions",
-        "0.1,1",
-        "--out",
-        "curve",
-        cwd=tmp_path,
-    )
+    records = pd.read_csv(stores / "store" / "records.csv", dtype=str)
+    held_out = pd.read_csv(stores / "store" / "folds.csv", dtype=str)["fold"].isin(["3", "4"])
+    further = pd.read_csv(stores / "other" / "records.csv")
+    assert held_out.any() and not set(records["hash"][held_out]) & set(seen["hash"])
+    assert len(seen) == len(records) - held_out.sum() + len(further)
+
+    tune = ["ecgmm_finetune", "--store", stores / "store", "--branches", f"spectrogram@{folder}"]
+    tune += ["--epochs", 2, "--freeze_epochs", 1, "--cpu"]
+    run(*tune, "--fold", 3, "--out", "tuned", cwd=tmp_path)
+    config = json.loads((tmp_path / "tuned" / "model" / "config.json").read_text())
+    assert config["pretraining"]["spectrogram"]["method"]["name"] == "byol"
+    assert config["pretraining_folds"]["spectrogram"]["test"] == 3
+    said = run(*tune, "--fold", 5, "--out", "x", cwd=tmp_path, fails=True)
+    assert "held out here" in said
+    run(*tune, "--fold", 3, "--fractions", "0.1,1", "--out", "curve", cwd=tmp_path)
     table = pd.read_csv(tmp_path / "curve" / "curve.csv")
-    assert (
-        list(table["way"]) == ["finetune", "linear", "knn"] * 2
-        and (tmp_path / "curve" / "curve.png").stat().st_size > 5000
-    )
+    ways = [(fraction, way) for fraction in (0.1, 1) for way in ("finetune", "knn", "linear")]
+    assert sorted(zip(table["fraction"], table["way"], strict=True)) == ways
+    assert (tmp_path / "curve" / "curve.png").stat().st_size > 5000
+
     weights = folder / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])  # a damaged download
-    assert "model.safetensors" in run(
-        "ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True
-    )
-    assert "temperatures above 0" in run(
-        "ecgmm_pretrain",
-        "--store",
-        stores / "store",
-        "--method",
-        "dino",
-        *SMALL,
-        "--n_prototypes",
-        64,
-        "--teacher_temp",
-        0,
-        "--out",
-        "cold",
-        cwd=tmp_path,
-        fails=True,
-    )
-    assert "at least one epoch" in run(
-        "ecgmm_compare",
-        "--store",
-        stores / "store",
-        "--arms",
-        "scratch",
-        "--modalities",
-        "spectrogram",
-        "--folds",
-        3,
-        "--seeds",
-        0,
-        "--tune_epochs",
-        0,
-        "--cpu",
-        cwd=tmp_path,
-        fails=True,
-    )
+    tune += ["--fold", 3, "--out", "x"]
+    assert "model.safetensors" in run(*tune, cwd=tmp_path, fails=True)
     shutil.rmtree(folder / "model")
-    assert "has no config.json" in run(
-        "ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True
-    )
+    assert "has no config.json" in run(*tune, cwd=tmp_path, fails=True)
+    assert not (tmp_path / "x").exists()
 
 
 def test_in_two_processes(stores, tmp_path):
     "Both check, one writes, and the backbone loads."
-    command = [
-        sys.executable,
-        *launcher(2),
-        "--no-python",
-        BIN / "ecgmm_pretrain",
-        "--store",
-        stores / "store",
-        "--method",
-        "simclr",
-        *SMALL,
-        "--epochs",
-        2,
-        "--batch_size",
-        32,
-        "--probe_every",
-        1,
-        "--out",
-        "two",
-    ]
-    done = subprocess.run(
-        [str(c) for c in command],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
+    command = [sys.executable, *launcher(2), "--no-python", BIN / "ecgmm_pretrain", "--out", "two"]
+    command += ["--store", stores / "store", "--method", "simclr", "--epochs", 2]
+    command += ["--batch_size", 32, "--probe_every", 1, *SMALL]
+
+    def launch(*more):
+        return subprocess.run(
+            [str(word) for word in [*command, *more]],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=HANG,
+        )
+
+    two = tmp_path / "two"
+    done = launch()
     assert done.returncode == 0, done.stderr[-3000:]
-    backbone, config = load_model(tmp_path / "two" / "model", Backbone.from_config)
-    assert (
-        len((tmp_path / "two" / "training" / "history.jsonl").read_text().splitlines()) == 2
-        and "knn_auroc" in config["pretraining"]["last"]
-    )
-    told = json.loads((tmp_path / "two" / "run.json").read_text())
-    assert (
-        told["identity"]["method"] == "simclr"
-        and told["identity"]["processes"] == 2
-        and told["state"] == "done"
-        and (tmp_path / "two" / "seen.csv").is_file()
-    )
-    assert (
-        not (tmp_path / "two" / "run.lock").exists() and done.stdout.count("what it saw in") == 1
-    )  # one of them speaks
-    launch = lambda *more: subprocess.run(
-        [str(c) for c in [*command, *more]],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
-    before = (tmp_path / "two" / "model" / "model.safetensors").stat().st_mtime_ns
+    config = load_model(two / "model", Backbone.from_config)[1]
+    assert len(read_history(two / "training")) == 2
+    assert "knn_auroc" in config["pretraining"]["last"]
+    marker = json.loads((two / "run.json").read_text())
+    assert marker["identity"]["settings"]["method"]["name"] == "simclr"
+    assert marker["identity"]["processes"] == 2 and marker["state"] == "done"
+    assert (two / "seen.csv").is_file() and not (two / "run.lock").exists()
+    assert done.stdout.count("what it has seen") == 1  # one of them prints
+    before = published(two)
     again = launch()
-    assert (
-        again.returncode == 0
-        and "done already" in again.stdout
-        and (tmp_path / "two" / "model" / "model.safetensors").stat().st_mtime_ns == before
-    )
-    refused = launch(
-        "--seed", 1
-    )  # the main process refuses: all of them say so, none waits for ever
-    assert (
-        refused.returncode != 0
-        and refused.stderr.count("a finished encoder with another seed") >= 2
-    ), refused.stderr[-3000:]
-
-
-def test_a_comparison_in_two_parts(stores, tmp_path):
-    study = [
-        "--store",
-        stores / "store",
-        "--unlabelled",
-        stores / "other",
-        "--arms",
-        "scratch,random,byol",
-        "--modalities",
-        "spectrogram",
-        "--folds",
-        "3",
-        "--seeds",
-        "0",
-        "--epochs",
-        1,
-        "--tune_epochs",
-        1,
-        "--cpu",
-    ]
-    said = run("ecgmm_compare", *study, "--part", "1/2", cwd=tmp_path)
-    assert "2 of 3 runs are done" in said and not (tmp_path / "comparison" / "scores.csv").exists()
-    said = run("ecgmm_compare", *study, "--part", "2/2", cwd=tmp_path)
-    assert "raw results" in said
-    scores = pd.read_csv(tmp_path / "comparison" / "scores.csv")
-    assert set(scores["arm"]) == {"scratch", "random", "byol"} and set(scores["fraction"]) == {
-        1.0,
-        0.2,
-    }
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "comparison").rglob("model.safetensors")}
-    assert "test fold" not in run(
-        "ecgmm_compare", *study, cwd=tmp_path
-    )  # all is done: nothing is named
-    assert {
-        p: p.stat().st_mtime_ns for p in (tmp_path / "comparison").rglob("model.safetensors")
-    } == made
+    assert again.returncode == 0 and "done already" in again.stdout and published(two) == before
+    # the main process refuses: all of them end with its error, none waits for ever
+    refused = launch("--seed", 1)
+    message = "a finished encoder with another settings.train.seed"
+    assert refused.returncode != 0 and refused.stderr.count(message) >= 2, refused.stderr[-3000:]
 
 
 def test_a_left_out_source_is_left_out_everywhere(stores, tmp_path):
     "Leave-one-source-out: the source's recordings in a further store are not seen either, and a backbone that saw them is refused."
     store, other = Store(stores / "store"), Store(stores / "other")
     assert (other.records["source"] == "georgia").any()
-    mine, theirs = allowed_rows(store, "georgia", [other])
-    for s, rows in ((store, mine), (other, theirs)):
-        assert len(rows) and "georgia" not in set(s.records["source"].iloc[rows])
-    options = [
-        "--store",
-        stores / "store",
-        "--method",
-        "byol",
-        *SMALL,
-        "--epochs",
-        1,
-        "--batch_size",
-        32,
-        "--probe_every",
-        0,
-    ]
-    run(
-        "ecgmm_pretrain",
-        "--out",
-        "clean",
-        "--fold",
-        "georgia",
-        "--unlabelled",
-        stores / "other",
-        *options,
-        cwd=tmp_path,
-    )
-    run(
-        "ecgmm_finetune",
-        "--store",
-        stores / "store",
-        "--out",
-        "tuned",
-        "--fold",
-        "georgia",
-        "--pretrained",
-        "clean",
-        *SMALL,
-        "--modality",
-        "spectrogram",
-        "--epochs",
-        1,
-        cwd=tmp_path,
-    )
-    seen = pd.read_csv(tmp_path / "clean" / "seen.csv")
+    rows = allowed_rows(store, store.split(source="georgia"), [other])
+    for s, seen in zip((store, other), rows, strict=True):
+        assert len(seen) and "georgia" not in set(s.records["source"].iloc[seen])
+
+    options = ["--store", stores / "store", "--method", "byol", "--epochs", 1, "--batch_size", 32]
+    options += ["--probe_every", 0, *SMALL]
+    georgia = ["--test_source", "georgia"]
+    further = ["--unlabelled", stores / "other"]
+    said = run("ecgmm_pretrain", "--out", "clean", *georgia, *further, *options, cwd=tmp_path)
+    assert "of further stores, from the source that is tested on" in said
+    assert said.strip().endswith("--test_source georgia")
+    tune = ["ecgmm_finetune", "--store", stores / "store", *georgia, "--epochs", 1, "--cpu"]
+    clean = ["--branches", "spectrogram@clean", "--out", "tuned"]
+    run(*tune, *clean, cwd=tmp_path)
+    file = tmp_path / "clean" / "seen.csv"
+    seen = pd.read_csv(file)
     assert "georgia" not in set(seen["source"])
     seen.loc[0, "source"] = "georgia"
-    whole = (tmp_path / "clean" / "seen.csv").read_bytes()
-    seen.to_csv(tmp_path / "clean" / "seen.csv", index=False)
-    assert "this is not the list" in run(
-        "ecgmm_finetune",
-        "--store",
-        stores / "store",
-        "--out",
-        "again",
-        "--fold",
-        "georgia",
-        "--pretrained",
-        "clean",
-        *SMALL,
-        "--epochs",
-        1,
-        cwd=tmp_path,
-        fails=True,
-    )
-    (tmp_path / "clean" / "seen.csv").write_bytes(whole)
-    run("ecgmm_pretrain", "--out", "other", "--fold", 0, *options, cwd=tmp_path)  # saw some of it
-    assert "held out here" in run(
-        "ecgmm_finetune",
-        "--store",
-        stores / "store",
-        "--out",
-        "again",
-        "--fold",
-        "georgia",
-        "--pretrained",
-        "other",
-        *SMALL,
-        "--epochs",
-        1,
-        cwd=tmp_path,
-        fails=True,
-    )
+    seen.to_csv(file, index=False)
+    said = run(*tune, *clean[:2], "--out", "x", cwd=tmp_path, fails=True)
+    assert "this is not the list" in said
+    run("ecgmm_pretrain", "--out", "saw", "--fold", 0, *options, cwd=tmp_path)
+    saw = ["--branches", "spectrogram@saw", "--out", "x"]
+    assert "held out here" in run(*tune, *saw, cwd=tmp_path, fails=True)
+
+
+@pytest.fixture(scope="module")
+def encoder(stores, tmp_path_factory):
+    "An encoder of `few`, whose patients a table names."
+    folder = tmp_path_factory.mktemp("encoder")
+    data = stores / "files-few"
+    store = prepare(data, folder / "store", patients=data / "patients.csv", progress=False)
+    pretrain(store, folder / "run", TINY, split=store.split(fold=0), **QUIET)
+    return folder
+
+
+def damages(content):
+    "Ways in which a table of lines can be damaged."
+    lines = content.splitlines(keepends=True)
+    one, two = lines[1].split(b","), lines[2].split(b",")
+    one[2], two[2] = two[2], one[2]
+    return {
+        "the last line is missing": b"".join(lines[:-1]),
+        "half is missing": content[: len(content) // 2],
+        "a line twice": b"".join([*lines, lines[-1]]),
+        "one value for another": b"".join([lines[0], b",".join(one), b",".join(two), *lines[3:]]),
+        "two lines swapped": b"".join([lines[0], lines[2], lines[1], *lines[3:]]),
+        "the end is missing": content[:-1],
+        "empty": b"",
+        "the head alone": lines[0],
+        "a space more": content + b" ",
+        "other line ends": content.replace(b"\n", b"\r\n"),
+        "missing": None,
+    }
+
+
+@pytest.mark.parametrize("name", ["seen.csv", "patients.csv"])
+def test_a_damaged_list_is_not_believed(encoder, name):
+    store, file = Store(encoder / "store"), encoder / "run" / name
+    asked = [(), (store, store.split(fold=0)), (store, store.split(source="georgia"))]
+    whole = file.read_bytes()
+    try:
+        for damage, content in damages(whole).items():
+            file.unlink(missing_ok=True)
+            if content is not None:
+                file.write_bytes(content)
+            for arguments in asked:
+                with pytest.raises(EcgmmError) as raised:
+                    load_pretrained(encoder / "run", *arguments)
+                assert str(file) in str(raised.value), damage
+                assert "unknown whether test recordings were seen" in str(raised.value), damage
+    finally:
+        file.write_bytes(whole)
+    load_pretrained(encoder / "run", *asked[1])
+
+
+def test_what_is_no_encoder_is_refused(encoder, tmp_path):
+    store, folder = Store(encoder / "store"), encoder / "run"
+    split = store.split(fold=0)
+    backbone, config = load_pretrained(folder, store, split)
+    with pytest.raises(EcgmmError, match="is not there"):
+        load_pretrained(tmp_path / "nowhere")
+    about = {key: config[key] for key in ("modality", "encoder")}
+    save_model(tmp_path / "foreign" / "model", backbone, about)
+    with pytest.raises(EcgmmError, match="has no run.json of ours"):
+        load_pretrained(tmp_path / "foreign")
+    shutil.copytree(folder, tmp_path / "half")
+    marker = tmp_path / "half" / "run.json"
+    marker.write_text(marker.read_text().replace('"state": "done"', '"state": "begun"'))
+    with pytest.raises(EcgmmError, match="not finished"):
+        load_pretrained(tmp_path / "half")
+    for changed, message in (
+        (about, "was not made by pre-training"),
+        ({k: v for k, v in config.items() if k != "seen"}, "made by another version"),
+    ):
+        shutil.copytree(folder, tmp_path / "copy")
+        save_model(tmp_path / "copy" / "model", backbone, changed, overwrite=True)
+        with pytest.raises(EcgmmError, match=message):
+            load_pretrained(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
+    later = copy.copy(store)
+    later.meta = store.meta | {"version": 99}
+    with pytest.raises(EcgmmError, match="store of version"):
+        load_pretrained(folder, later, split)
+
+
+def test_a_full_disk_leaves_no_model(stores, tmp_path, monkeypatch):
+    "The list is written before the model: without room for it, there is nothing to believe."
+    store = Store(stores / "few")
+    split, write_whole = store.split(fold=0), runs.write_whole
+
+    def full(path, content, **options):
+        if Path(path).name == "seen.csv":
+            raise EcgmmError(f"{path}: no space left on the disk")
+        write_whole(path, content, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_whole", full)
+        with pytest.raises(EcgmmError, match="no space left"):
+            pretrain(store, tmp_path / "full", TINY, split=split, **QUIET)
+    assert not (tmp_path / "full" / "model").exists()
+    assert not (tmp_path / "full" / "seen.csv").exists()
+    with pytest.raises(EcgmmError, match="not finished"):
+        load_pretrained(tmp_path / "full")
+    for name in ("full", "whole"):
+        pretrain(store, tmp_path / name, TINY, split=split, **QUIET)
+    assert published(tmp_path / "full") == published(tmp_path / "whole")
+    weights = [load_file(tmp_path / n / "model" / "model.safetensors") for n in ("full", "whole")]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[1])
+
+
+def test_a_comparison_in_two_parts(stores, tmp_path):
+    options = ["--store", stores / "store", "--unlabelled", stores / "other", "--cpu"]
+    options += ["--arms", "scratch,random,byol", "--modalities", "spectrogram", "--folds", 3]
+    options += ["--seeds", 0, "--pretrain_epochs", 1, "--epochs", 1]
+    table = tmp_path / "comparison" / "scores.csv"
+    said = run("ecgmm_compare", *options, "--part", "1/2", cwd=tmp_path)
+    assert "2 of 3 runs are done" in said and not table.exists()
+    said = run("ecgmm_compare", *options, "--part", "2/2", cwd=tmp_path)
+    assert "raw results" in said
+    scores = pd.read_csv(table)
+    assert set(scores["arm"]) == {"scratch", "random", "byol"}
+    assert set(scores["fraction"]) == {1.0, 0.2}
+
+    def made():
+        files = (tmp_path / "comparison").rglob("model.safetensors")
+        return {file: file.stat().st_mtime_ns for file in files}
+
+    before = made()
+    assert "test fold" not in run("ecgmm_compare", *options, cwd=tmp_path)  # all is done
+    assert made() == before
+    said = run("ecgmm_compare", *options, "--epochs", 0, cwd=tmp_path, fails=True)
+    assert "epochs must be at least 1" in said

@@ -1,0 +1,154 @@
+"A user's own parts and classes: registered by one file, used by name through the commands; nothing of the package is touched."
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_commands import run
+
+from ecgmm.data import Recording, read_recording, write_recording
+from ecgmm.labels import Labels, ptbxl_codes
+from ecgmm.metrics import load_predictions
+from ecgmm.settings import METHODS
+from ecgmm.spectrogram import FRONTS
+from ecgmm.store import Store
+
+MINE = ["--import", Path(__file__).with_name("my_part.py")]
+FAST = ["--epochs", 1, "--batch_size", 16, "--cpu"]
+OWN_CLASSES = """abbreviation,code,name,same_as,normal
+sinus,426783006,sinus rhythm,,1
+fast,427084000,sinus tachycardia,,
+slow,426177001,sinus bradycardia,,
+fibrillation,164889003,atrial fibrillation,164890007,
+block,270492004,1st degree AV block,164909002;713427006,
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A simulated database and its store."
+    folder = tmp_path_factory.mktemp("extensions")
+    run("ecgmm_synthesize", "--out", "data", "--n", 90, cwd=folder)
+    run("ecgmm_prepare", "--data", "data", "--store", "store", cwd=folder)
+    return folder
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_parts_of_a_file(folder):
+    "A method, a modality, an encoder, a recipe of views, a join, a head and a metric, each by its name."
+    options = [*MINE, "--method", "agreement", "--views", "noisy", "--strength", 0.5]
+    options += ["--branch", "slope", "--probe_every", 1, *FAST]
+    said = run("ecgmm_pretrain", *options, cwd=folder)
+    assert "agreement, slope, fold 0" in said and "knn_auroc" in said and "flat" in said
+    config = read_json(folder / "models" / "agreement-slope-fold0" / "model" / "config.json")
+    method = dict(name="agreement", views="noisy", strength=0.5)
+    assert config["pretraining"]["method"] == method
+    assert (config["modality"], config["encoder"]) == ("slope", "tiny")
+    again = [*MINE, "--config", "models/agreement-slope-fold0/run.json", "--cpu"]
+    assert "done already" in run("ecgmm_pretrain", *again, cwd=folder)
+
+    options = [*MINE, "--branches", "slope@models/agreement-slope-fold0,signal=tiny"]
+    options += ["--join", "scaled", "--head", "one-layer", "--out", "mine", *FAST]
+    said = run("ecgmm_finetune", *options, cwd=folder)
+    shown = [line.split() for line in said.splitlines() if "Brier score" in line]
+    test = load_predictions(folder / "mine" / "predictions.npz")["test"]
+    brier = ((test.prob - test.y) ** 2).mean()
+    assert len(shown) == 1 and np.isclose(float(shown[0][-1]), brier, atol=1e-4)
+    config = read_json(folder / "mine" / "model" / "config.json")
+    branches = [(branch["modality"], branch["encoder"]) for branch in config["branches"]]
+    assert branches == [("slope", "tiny"), ("signal", "tiny")]
+    assert (config["join"], config["head"]) == ("scaled", "one-layer")
+    assert config["pretraining"]["slope"]["method"] == method
+    scores = read_json(folder / "mine" / "model" / "decision.json")["metrics"]["test"]
+    assert np.isclose(scores["brier"], brier)
+    assert "Brier score" in (folder / "mine" / "model" / "README.md").read_text()
+
+
+def test_decisions_of_parts_of_a_file(folder):
+    "Thresholds and answers of a model whose modality, join and head are in a user's file."
+    options = [*MINE, "--branches", "slope,signal=tiny", "--join", "scaled", "--out", "judged"]
+    run("ecgmm_finetune", *options, *FAST, cwd=folder)
+    run("ecgmm_thresholds", *MINE, "--model", "judged", cwd=folder)
+    answers = ["--model", "judged", "--data", "data", "--out", "answers.csv", "--cpu"]
+    run("ecgmm_predict", *MINE, *answers, cwd=folder)
+    assert len(pd.read_csv(folder / "answers.csv")) == len(Store(folder / "store"))
+
+
+def test_without_the_file_the_names_are_unknown(folder):
+    "Nothing is registered but in the process that imports the file."
+    assert "agreement" not in METHODS and "slope" not in FRONTS
+    said = run("ecgmm_pretrain", "--method", "agreement", cwd=folder, fails=True)
+    assert "--method must be one of simclr, byol, dino; got 'agreement'" in said
+    said = run("ecgmm_finetune", "--branches", "slope", cwd=folder, fails=True)
+    assert "there is no modality 'slope'; there are: signal, spectrogram" in said
+    said = run("ecgmm_pretrain", "--import", "nowhere.py", cwd=folder, fails=True)
+    assert "--import nowhere.py: there is no such file" in said
+
+
+def check_classes(folder, store, labels, data):
+    "Train on a store with these classes, score, choose thresholds, load and predict."
+    assert Store(folder / store).labels == labels
+    out = folder / f"model-{store}"
+    options = ["--store", store, "--branches", "spectrogram=se_resnet_small", "--out", out]
+    said = run("ecgmm_finetune", *options, *FAST, cwd=folder)
+    assert "AUROC" in said
+    config = read_json(out / "model" / "config.json")
+    assert Labels.from_dict(config["labels"]) == labels
+    found = load_predictions(out / "predictions.npz")
+    assert found["test"].labels == labels and found["test"].prob.shape[1] == len(labels)
+    card = (out / "model" / "README.md").read_text()
+    assert all(name in card for name in labels.names)
+
+    run("ecgmm_thresholds", "--model", out, cwd=folder)
+    decision = read_json(out / "model" / "decision.json")
+    assert len(decision["thresholds"]) == len(labels)
+    answers = folder / f"answers-{store}.csv"
+    run("ecgmm_predict", "--model", out, "--data", data, "--out", answers, "--cpu", cwd=folder)
+    table = pd.read_csv(answers)
+    assert len(table) == len(Store(folder / store))
+    columns = " ".join(table.columns)
+    assert all(abbreviation in columns for abbreviation in labels.abbreviations)
+    assert "PVC" not in columns  # a class of the Challenge
+
+
+def test_five_classes_of_ones_own(folder):
+    (folder / "my.csv").write_text(OWN_CLASSES)
+    prepare = ["--data", "data", "--store", "own", "--classes", "my.csv"]
+    run("ecgmm_prepare", *prepare, cwd=folder)
+    labels = Labels.from_csv(folder / "my.csv")
+    store = Store(folder / "own")
+    assert labels.abbreviations == ("sinus", "fast", "slow", "fibrillation", "block")
+    expected = [labels.vector(codes.split(",")) for codes in store.records["codes"].fillna("")]
+    assert (store.y == expected).all() and store.y.any(0).all()
+    check_classes(folder, "own", labels, "data")
+
+
+def superclass_recordings(source, target, labels):
+    "Copies of PTB-XL's recordings whose diagnoses are their superclasses, of those that have one."
+    table = pd.read_csv(source / "ptbxl_database.csv").set_index("ecg_id")
+    n = 0
+    for header in sorted((source / "records100").rglob("*.hea")):
+        statements = ptbxl_codes(table.loc[int(header.stem[:5]), "scp_codes"])
+        present = np.flatnonzero(labels.vector(statements))
+        if len(present):
+            recording = read_recording(header)
+            codes = tuple(labels.codes[k] for k in present)
+            write_recording(
+                target,
+                Recording(
+                    name=header.stem,
+                    x=recording.x,
+                    fs=recording.fs,
+                    leads=recording.leads,
+                    codes=codes,
+                    age=recording.age,
+                    sex=recording.sex,
+                ),
+            )
+            n += 1
+    return n
