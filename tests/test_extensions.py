@@ -1,6 +1,8 @@
 "A user's own parts and classes: registered by one file, used by name through the commands; nothing of the package is touched."
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pandas as pd
 import pytest
 from test_commands import run
 
-from ecgmm.data import Recording, read_recording, write_recording
+from ecgmm.data import read_recording, write_recording
 from ecgmm.labels import Labels, ptbxl_codes
 from ecgmm.metrics import load_predictions
 from ecgmm.settings import METHODS
@@ -131,24 +133,27 @@ def test_five_classes_of_ones_own(folder):
 def superclass_recordings(source, target, labels):
     "Copies of PTB-XL's recordings whose diagnoses are their superclasses, of those that have one."
     table = pd.read_csv(source / "ptbxl_database.csv").set_index("ecg_id")
-    n = 0
+    present = {}
     for header in sorted((source / "records100").rglob("*.hea")):
-        statements = ptbxl_codes(table.loc[int(header.stem[:5]), "scp_codes"])
-        present = np.flatnonzero(labels.vector(statements))
-        if len(present):
-            recording = read_recording(header)
-            codes = tuple(labels.codes[k] for k in present)
-            write_recording(
-                target,
-                Recording(
-                    name=header.stem,
-                    x=recording.x,
-                    fs=recording.fs,
-                    leads=recording.leads,
-                    codes=codes,
-                    age=recording.age,
-                    sex=recording.sex,
-                ),
-            )
-            n += 1
-    return n
+        number = int(header.stem.removesuffix("_lr"))
+        y = labels.vector(ptbxl_codes(table.loc[number, "scp_codes"]))
+        if y.any():
+            codes = tuple(np.array(labels.codes)[y == 1])
+            write_recording(target, replace(read_recording(header), codes=codes))
+            present[header.stem] = y
+    return present
+
+
+def test_superclasses_of_ptbxl(tmp_path):
+    source = Path(os.environ.get("ECGMM_REAL", "nowhere")) / "ptb-xl-100hz"
+    if not source.is_dir():
+        pytest.skip("PTB-XL's recordings are needed: ECGMM_REAL names the folder with ptb-xl-100hz")
+    labels = Labels.ptbxl("superclass")
+    present = superclass_recordings(source, tmp_path / "data", labels)
+    prepare = ["--data", "data", "--store", "ptbxl", "--classes", "ptbxl-superclass"]
+    prepare += ["--patients", source / "ptbxl_database.csv"]
+    run("ecgmm_prepare", *prepare, cwd=tmp_path)
+    store = Store(tmp_path / "ptbxl")
+    assert len(store) > 0.95 * len(present) and (store.y.sum(0) > 20).all()
+    assert (store.y == [present[name] for name in store.records["name"]]).all()
+    check_classes(tmp_path, "ptbxl", labels, "data")
