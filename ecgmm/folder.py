@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from . import EcgmmError, __version__
 from .data import FS, LEADS
 from .labels import Labels
+from .metrics import METRICS
 from .models import Classifier
 from .runs import Run, file_error, fingerprint, read_marker, write_whole
 
@@ -92,15 +93,6 @@ _OUR_CARD = "<!-- a card by ecgmm, renewed when thresholds are chosen -->"
 _TRANSDUCTIVE = (
     "the encoder's pre-training was transductive: it saw the test recordings, without their labels"
 )
-_TITLES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "accuracy": "accuracy",
-    "f_measure": "F1",
-    "f_beta": "F2",
-    "g_beta": "G2",
-    "challenge": "Challenge score",
-}
 _LIMITS = (
     "For research and teaching. **Not a medical device**: nobody has tested it on patients like "
     "yours. Scores are of recordings from the sources above; other hospitals, machines, ages and "
@@ -183,8 +175,8 @@ def _scores(metrics):
 
 
 def _metric_title(key):
-    "How a metric is called; its key, if it is none of ours."
-    return _TITLES.get(key, key)
+    "How a metric is called; its key, if it is not registered here."
+    return METRICS[key].title if key in METRICS else key
 
 
 def _protocol(config):
