@@ -2,25 +2,14 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from children import child
+from children import command as run
 
 from ecgmm.metrics import report
 from ecgmm.models import load_model
 from ecgmm.store import Store
-
-BIN = Path(sys.executable).parent
-
-
-def run(command, *args, cwd, fails=False):
-    status, out, err = child(command, *args, cwd=cwd).end()
-    assert (status != 0) == fails, out + err
-    assert "Traceback" not in err, err
-    return out + (err if fails else "")
 
 
 def test_from_files_to_a_scored_model(tmp_path):
@@ -109,9 +98,10 @@ def test_the_demo_and_its_second_call(tmp_path):
         for a in ("scratch", "dino")
         for m in ("signal", "spectrogram", "average", "concat", "gate")
     ]
-    stages = lambda: {
-        p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("run.json")
-    }
+
+    def stages():
+        return {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("run.json")}
+
     made = stages()
     assert {p.parent.name.split("-")[0] for p in made} == {
         "study",

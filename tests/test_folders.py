@@ -304,7 +304,10 @@ def test_a_killed_store(home, tmp_path):
 
 def test_a_killed_store_that_replaces_another(home, tmp_path):
     whole = content(home / "store")
-    start = lambda f: shutil.copytree(home / "store", f)
+
+    def start(f):
+        return shutil.copytree(home / "store", f)
+
     swept(
         tmp_path,
         start,

@@ -4,14 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-
-import nbformat
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
 
 import gpu
+import nbformat
+from conftest import ROOT
 
 
 def test_every_check_with_tiny_settings(tmp_path):

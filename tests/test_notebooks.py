@@ -13,15 +13,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import SECONDS, dealt
+from conftest import NOTEBOOKS, ROOT, SECONDS, dealt
 from patience import HANG
 from run_cells import code_cells, directives
 
 from ecgmm.data import real_data
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNNER = Path(__file__).with_name("run_cells.py")
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
 def run_cells(package, *words, cwd, python_path=None, **env):

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import sys
 from contextlib import chdir
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from patience import HANG
 
 from ecgmm import EcgmmError
@@ -23,7 +23,6 @@ from ecgmm.predict import ecgmm_predict, predict
 from ecgmm.store import prepare
 from ecgmm.synthetic import simulate, synthesize
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """import resource, sys
 from ecgmm.predict import ecgmm_predict
 sys.argv[0] = "ecgmm_predict"
@@ -382,8 +381,13 @@ def test_what_was_judged_outlives_its_recordings(tmp_path, model, ecg):
     "The same command after the signal files went away: an error, and every result is still there; with the files, done already."
     for k in range(3):
         write_recording(tmp_path / "ward", Recording(f"P{k}", ecg, 500))
-    ask = lambda: command(model, "ward", "--out", "scores", "--format", "challenge", cwd=tmp_path)
-    results = lambda: {p.name: p.read_bytes() for p in (tmp_path / "scores").glob("*.csv")}
+
+    def ask():
+        return command(model, "ward", "--out", "scores", "--format", "challenge", cwd=tmp_path)
+
+    def results():
+        return {p.name: p.read_bytes() for p in (tmp_path / "scores").glob("*.csv")}
+
     assert ask()[0] == 0 and len(results()) == 3
     judged = results()
     for gone in (1, 3):

@@ -247,7 +247,7 @@ def test_whatever_a_header_says_the_error_names_the_file(tmp_path):
         ],
     )
     refused = 0
-    for k in range(600):
+    for _k in range(600):
         words = [line.split(" ") for line in lines]
         for _ in range(rng.integers(1, 4)):
             line = words[rng.integers(0, 13) if rng.random() < 0.7 else 0]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from children import child
+from children import child, launcher
+from children import command as run
+from conftest import BIN
 from patience import HANG
 from safetensors.torch import load_file
-from test_commands import BIN, run
-from test_two_processes import launcher
 
 from ecgmm.models import Backbone, load_model
 from ecgmm.pretrain import allowed_rows
@@ -85,11 +85,14 @@ def test_killed_and_resumed(stores, tmp_path, method):
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")
     )
     assert whole.keys() == resumed.keys() and all(whole[k].equal(resumed[k]) for k in whole)
-    files = lambda name: {
-        p.name: p.read_bytes()
-        for p in sorted((tmp_path / name).rglob("*"))
-        if p.is_file() and p.parent.name != "training"
-    }
+
+    def files(name):
+        return {
+            p.name: p.read_bytes()
+            for p in sorted((tmp_path / name).rglob("*"))
+            if p.is_file() and p.parent.name != "training"
+        }
+
     assert files("whole") == files(
         "killed"
     )  # the model folder, the list and the marker, byte for byte
@@ -339,14 +342,17 @@ def test_in_two_processes(stores, tmp_path):
     assert (
         not (tmp_path / "two" / "run.lock").exists() and done.stdout.count("what it saw in") == 1
     )  # one of them speaks
-    launch = lambda *more: subprocess.run(
-        [str(c) for c in [*command, *more]],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
+
+    def launch(*more):
+        return subprocess.run(
+            [str(c) for c in [*command, *more]],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=HANG,
+        )
+
     before = (tmp_path / "two" / "model" / "model.safetensors").stat().st_mtime_ns
     again = launch()
     assert (

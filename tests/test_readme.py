@@ -5,21 +5,19 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import BIN, ROOT, SCRIPTS
 from patience import HANG
 
 from ecgmm.fusion import load_classifier
 from ecgmm.models import Backbone, load_model
 from ecgmm.synthetic import synthesize
 
-ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 ROWS = re.findall(r"^\| (.+) \| `(ecgmm_\w+[^`]*)` \|$", (ROOT / "README.md").read_text(), re.M)
 SMALL = {  # what makes each command small; an option given twice counts the second time
     "ecgmm_prepare": "--workers 1",
@@ -90,12 +88,7 @@ def run(command, folder):
 
 
 def test_the_table_lists_every_command():
-    scripts = {
-        line.split("=")[0].strip()
-        for line in (ROOT / "settings.ini").read_text().split("console_scripts =")[1].splitlines()
-        if "=" in line
-    }
-    assert {command.split()[0] for _, command in ROWS} == scripts
+    assert {command.split()[0] for _, command in ROWS} == set(SCRIPTS)
 
 
 def test_every_row_runs_and_means_what_the_paper_means(folder):

@@ -4,49 +4,15 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
 import pytest
+from colab_cells import cells as colab_cells
+from conftest import BIN, MODULES, NOTEBOOKS, ROOT, SCRIPTS, copy_of_the_tree, run
 from patience import HANG
 from run_cells import code_cells, directives
-
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-MODULES = sorted(p.stem for p in (ROOT / "ecgmm").glob("[!_]*.py"))
-BIN = Path(sys.executable).parent
-CONFIG = ConfigParser(delimiters=["="])
-CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
-
-
-def run(*command, cwd=ROOT, **env):
-    "Exit status, and stdout and stderr together."
-    done = subprocess.run(
-        [str(c) for c in command],
-        cwd=cwd,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def copy_of_the_tree(folder):
-    "A copy of all that nbdev and the tools read."
-    for name in ("nbs", "ecgmm", "tools"):
-        shutil.copytree(
-            ROOT / name,
-            folder / name,
-            symlinks=True,
-            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
-        )
-    for name in ("settings.ini", "_quarto.yml", "README.md"):
-        shutil.copy(ROOT / name, folder / name)
-    return folder
 
 
 # ---- notebooks and what is made from them
@@ -162,14 +128,9 @@ plot()
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_colab_cells(path):
     "Badge and installing cell stand under the title, as tools/colab_cells.py makes them."
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        from colab_cells import cells
-    finally:
-        sys.path.pop(0)
     sources = [c.source for c in nbformat.read(path, 4).cells]
     title = next(k for k, source in enumerate(sources) if source.startswith("# "))
-    assert tuple(sources[title + 1 : title + 3]) == cells(path.stem), (
+    assert tuple(sources[title + 1 : title + 3]) == colab_cells(path.stem), (
         f"run tools/colab_cells.py {path.stem}"
     )
 
@@ -430,19 +391,24 @@ def test_the_forbidden_is_found(source, why):
 def clock_bound(source):
     "What makes a test depend on how busy the machine is: a sleep, a limit that a slow machine can reach, a duration in an assertion."
     found, tree = [], ast.parse(without_magics(source))
-    called = lambda node: {
-        getattr(n.func, "attr", getattr(n.func, "id", ""))
-        for n in ast.walk(node)
-        if isinstance(n, ast.Call)
-    }
-    named = lambda node, kind: {
-        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)
-    }
-    short = lambda node: (
-        isinstance(node, ast.Constant)
-        and isinstance(node.value, (int, float))
-        and node.value < HANG
-    )
+
+    def called(node):
+        return {
+            getattr(n.func, "attr", getattr(n.func, "id", ""))
+            for n in ast.walk(node)
+            if isinstance(n, ast.Call)
+        }
+
+    def named(node, kind):
+        return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
+
+    def short(node):
+        return (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, (int, float))
+            and node.value < HANG
+        )
+
     clocked = set().union(
         *(
             named(n, ast.Store)
@@ -597,12 +563,6 @@ def test_light_imports(module, absent):
 
 # ---- the commands
 
-SCRIPTS = [
-    line.split("=")[0].strip()
-    for line in CONFIG["DEFAULT"]["console_scripts"].splitlines()
-    if line.strip()
-]
-
 
 def undocumented(text):
     "The options and arguments of a `--help` that carry no words of their own."
@@ -636,11 +596,7 @@ def test_an_undocumented_option_is_found():
 
 def test_every_command_is_at_home():
     "Each console script points at a function of a module, and each `ecgmm_...` command of a module has its script."
-    targets = {
-        line.split("=")[1].strip()
-        for line in CONFIG["DEFAULT"]["console_scripts"].splitlines()
-        if line.strip()
-    }
+    targets = {":".join(target) for target in SCRIPTS.values()}
     defined = {
         f"ecgmm.{m}:{name}"
         for m in MODULES

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from children import run_script
 from safetensors.torch import load_file
-from test_two_processes import run
 from toy_ssl import CASES
 
 
@@ -13,7 +13,7 @@ def runs(tmp_path_factory):
     "Case -> the tensors that one process left, and those of each of two; and what the two printed."
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     printed = [
-        run(folder, processes=n, script=str(Path(__file__).with_name("toy_ssl.py"))).stdout
+        run_script(Path(__file__).with_name("toy_ssl.py"), folder, processes=n).stdout
         for n, folder in zip((1, 2), folders)
     ]
     return {
@@ -30,7 +30,8 @@ def furthest(a, b, chosen=lambda name: True):
     )
 
 
-is_grad = lambda name: name.startswith("grad.")
+def is_grad(name):
+    return name.startswith("grad.")
 
 
 @pytest.mark.parametrize("case", ["simclr", "simclr_unnamed", "byol", "dino"])

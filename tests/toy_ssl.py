@@ -102,13 +102,24 @@ def one_s_own_mean(teacher):
 
 
 PAIR = (ViewGroup(2),)
-make_simclr = lambda front, encoder: SimCLR(front, encoder, PAIR, dim=6, hidden=10)
-make_byol = lambda front, encoder: without_norm(
-    BYOL(front, encoder, PAIR, dim=6, hidden=10, momentum=0.9)
-)
-make_dino = lambda front, encoder: without_norm(
-    DINO(front, encoder, (ViewGroup(2), ViewGroup(2)), n_prototypes=12, hidden=256, momentum=0.9)
-)
+
+
+def make_simclr(front, encoder):
+    return SimCLR(front, encoder, PAIR, dim=6, hidden=10)
+
+
+def make_byol(front, encoder):
+    return without_norm(BYOL(front, encoder, PAIR, dim=6, hidden=10, momentum=0.9))
+
+
+def make_dino(front, encoder):
+    return without_norm(
+        DINO(
+            front, encoder, (ViewGroup(2), ViewGroup(2)), n_prototypes=12, hidden=256, momentum=0.9
+        )
+    )
+
+
 CASES = {  # name -> who makes the method, options of the batches, what is put in another's place
     "simclr": (make_simclr, {}, {}),
     "simclr_unnamed": (make_simclr, {"twice": False, "named": False, "size": 12}, {}),

@@ -224,7 +224,7 @@ def resume(work, modality):
             model, batches = fresh(work, modality)
             start = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
-            def look(model, epoch):
+            def look(model, epoch, breaks=breaks):
                 if epoch == breaks:
                     raise KeyboardInterrupt
                 return {}
@@ -309,7 +309,10 @@ def wait(work):
 
 def checks(cpu):
     "Group -> [(name, function of a `Work`)]."
-    named = lambda p: {"no": "float32"}.get(p, p)
+
+    def named(p):
+        return {"no": "float32"}.get(p, p)
+
     groups = (
         {}
         if cpu

@@ -29,7 +29,10 @@ def text_of(output):
 
 def seen_from_root(markdown):
     "Links and pictures are written as seen from nbs/; the README stands one folder higher."
-    moved = lambda m: m[1] + posixpath.normpath(posixpath.join("nbs", m[2]))
+
+    def moved(m):
+        return m[1] + posixpath.normpath(posixpath.join("nbs", m[2]))
+
     return re.sub(r"""(\]\(|(?:src|href)=["'])(?!\w+:|[#/])([^\s)"'#]+)""", moved, markdown)
 
 

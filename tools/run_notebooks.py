@@ -37,7 +37,10 @@ def stamp(nb):
 
 def execute(nb, flags):
     "Run the cells of a notebook, but for those whose flag is not among `flags`."
-    skipped = lambda c: "eval: false" in directives(c) or directives(c) & (FLAGS - flags)
+
+    def skipped(c):
+        return "eval: false" in directives(c) or directives(c) & (FLAGS - flags)
+
     client = NotebookClient(
         nb,
         timeout=1200,
