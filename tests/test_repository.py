@@ -197,50 +197,6 @@ def test_a_saved_bar_is_found():
     )
 
 
-def test_prepared_pages(tmp_path):
-    "The site up to the point where Quarto takes over: documentation, links, sidebar."
-    copy_of_the_tree(tmp_path)
-    no_quarto = os.pathsep.join(
-        p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "quarto").exists()
-    )
-    status, output = run(
-        sys.executable, "tools/make_docs.py", cwd=tmp_path, PYTHONPATH=str(tmp_path), PATH=no_quarto
-    )
-    assert status == 0, output[-4000:]
-    assert f"{len(NOTEBOOKS)} pages are prepared" in output and "Quarto is not installed" in output
-
-    # the check sees what is missing: a page, a name's documentation, a link, a place in the sidebar
-    (tmp_path / "_proc" / "00_data.ipynb").rename(tmp_path / "00_data.ipynb")
-    sidebar = tmp_path / "_proc" / "_quarto.yml"
-    sidebar.write_text(sidebar.read_text().replace("- 10_models.ipynb", "- nowhere.ipynb"))
-    page = tmp_path / "_proc" / "09_download.ipynb"
-    nb = nbformat.read(page, 4)
-    nb.cells = [c for c in nb.cells if "show_doc(fetch)" not in c.source]
-    nb.cells.append(
-        nbformat.v4.new_markdown_cell(
-            "`read_recording` without a link, and [one](nowhere.md) to nowhere"
-        )
-    )
-    nbformat.write(nb, page)
-    probe = "from make_docs import *; os.chdir(ROOT); print('\\n'.join(check(ROOT / '_proc', sorted((ROOT / 'nbs').glob('*.ipynb')))))"
-    status, output = run(
-        sys.executable,
-        "-c",
-        probe,
-        cwd=tmp_path,
-        PYTHONPATH=os.pathsep.join([str(tmp_path), str(tmp_path / "tools")]),
-    )
-    assert sorted(output.strip().splitlines()) == [
-        "00_data.ipynb: no page was prepared",
-        "09_download.ipynb: `fetch` has no documentation on its page",
-        "09_download.ipynb: `read_recording` is a name of ours without a link",
-        "09_download.ipynb: a link to nowhere.md, which is not there",
-        "_quarto.yml: the sidebar does not name 10_models.ipynb",
-        "_quarto.yml: the sidebar names 00_data.ipynb, which is not there",
-        "_quarto.yml: the sidebar names nowhere.ipynb, which is not there",
-    ]
-
-
 # ---- floors
 
 
