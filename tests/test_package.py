@@ -20,13 +20,21 @@ from packaging.requirements import Requirement
 
 # ---- requirements
 
-DISTRIBUTIONS = {
+DISTRIBUTIONS = {  # where the module's name is not the distribution's
     "sklearn": "scikit-learn",
     "iterstrat": "iterative-stratification",
     "mpl_toolkits": "matplotlib",
     "yaml": "pyyaml",
-    "ruff": "ruff",
 }
+PROGRAMS = {  # called by make, hooks or tests, and imported nowhere
+    "jupyterlab": "jupyter lab",
+    "pytest-xdist": "pytest -n",
+    "ruff": "ruff",
+    "mypy": "mypy",
+    "codespell": "codespell",
+    "build": "-m build",
+}
+BOUNDS = {"fastcore", "ghapi"}  # held back for nbdev; fastcore is a requirement as well
 
 
 def imported(source):
@@ -44,21 +52,38 @@ def required(key):
     return {re.split(r"[<>=!~]", word)[0].lower() for word in CFG[key].split()}
 
 
+def imports_of(paths):
+    "The distributions that Python files and the code cells of notebooks import."
+    names = set()
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            cells = nbformat.reads(text, 4).cells
+            text = "\n".join(c.source for c in cells if c.cell_type == "code")
+            text = re.sub(r"^(\s*)[%!].*", r"\1pass", text, flags=re.M)
+        names |= imported(text)
+    own = {path.stem for path in paths}
+    return {DISTRIBUTIONS.get(name, name).lower() for name in names - own}
+
+
 def test_runtime_requirements_are_what_is_imported():
     "Nothing is imported that is not declared, and nothing is declared that is not imported."
-    found = set().union(
-        *(imported(p.read_text(encoding="utf-8")) for p in (ROOT / "ecgmm").glob("*.py"))
+    assert imports_of(list((ROOT / "ecgmm").glob("*.py"))) == required("requirements")
+
+
+def test_development_requirements_are_what_is_used():
+    "By notebooks, tools and tests, as an import or as a program."
+    scripts = [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+    used = imports_of([*scripts, ROOT / "setup.py", *NOTEBOOKS])
+    runtime, development = required("requirements"), required("dev_requirements")
+    assert used - {"ipython"} <= runtime | development, "imported and not declared"
+    unused = development - used - set(PROGRAMS) - BOUNDS
+    assert not unused, f"declared and not used: {unused}"
+    called = "\n".join(
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("Makefile", ".pre-commit-config.yaml", "tests/test_habits.py")
     )
-    assert {DISTRIBUTIONS.get(name, name).lower() for name in found} == required("requirements")
-
-
-def test_tools_and_tests_need_what_is_declared():
-    files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").glob("*.py")]
-    own = {p.stem for p in files}
-    found = set().union(*(imported(p.read_text(encoding="utf-8")) for p in files)) - own
-    assert {DISTRIBUTIONS.get(name, name).lower() for name in found} <= required(
-        "requirements"
-    ) | required("dev_requirements")
+    assert [name for name, words in PROGRAMS.items() if words not in called] == []
 
 
 def test_an_undeclared_import_is_found():

@@ -71,6 +71,11 @@ def too_large(x):
     x *= 40 / np.abs(x).max()
 
 
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def all_flat(x):
     x[:] = 0.3
 
@@ -173,9 +178,9 @@ SKIPPED = {  # what is done to the files of one record, and what its line in ski
         lambda h: (h.unlink(), h.mkdir()),
         "a folder with the name of a header",
     ),
-    "a header that is a pipe": (lambda h: (h.unlink(), os.mkfifo(h)), "a pipe or device"),
+    "a header that is a pipe": (pipe, "a pipe or device"),
     "a signal file that is a pipe": (
-        lambda h: (h.with_suffix(".mat").unlink(), os.mkfifo(h.with_suffix(".mat"))),
+        lambda h: pipe(h.with_suffix(".mat")),
         "no file has its name",
     ),
 }

@@ -276,13 +276,6 @@ def test_an_upward_import_is_found(tmp_path, line):
 # ---- the code
 
 
-def test_ruff():
-    status, output = run(
-        BIN / "ruff", "check", "--no-cache", "--select", "F", "ecgmm", "tests", "tools", "setup.py"
-    )
-    assert status == 0, output
-
-
 def forbidden(source):
     "What exported code must not do: star imports, loading with holes, and files that run code when they are read."
     found = []

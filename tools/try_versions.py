@@ -87,7 +87,7 @@ def run(words, cwd, log):
     return done.returncode == 0, time.time() - start, done.stdout[-2000:]
 
 
-def install(which, torch, folder, log):
+def install(which, torch, package, folder, log):
     "An environment with the package and its requirements; its folder of programs."
     wanted = pins(which) | ({"torch": torch} if torch else {})
     (folder / "constraints.txt").write_text(
@@ -113,7 +113,7 @@ def install(which, torch, folder, log):
             "--disable-pip-version-check",
             "-c",
             folder / "constraints.txt",
-            source_copy(folder / "source"),
+            package or source_copy(folder / "source"),
         ]
     )
     commands.append([programs / "pip", "freeze"])
@@ -142,6 +142,7 @@ def main():
         type=Path,
         help="an empty or new folder for all of it; a temporary one if not given",
     )
+    ap.add_argument("--wheel", type=Path, help="a wheel that was built, instead of the sources")
     ap.add_argument("--notebooks", nargs="*", default=NOTEBOOKS)
     a = ap.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -149,7 +150,7 @@ def main():
         (folder / "work").mkdir(parents=True)
         failed = []
         with open(folder / "log.txt", "w") as log:
-            programs = install(a.set, a.torch, folder, log)
+            programs = install(a.set, a.torch, a.wheel, folder, log)
             ways = [
                 (line, [programs / line.split()[0], *line.split()[1:]], folder / "work")
                 for line in WAY
