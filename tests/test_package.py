@@ -25,6 +25,7 @@ DISTRIBUTIONS = {  # where the module's name is not the distribution's
     "iterstrat": "iterative-stratification",
     "mpl_toolkits": "matplotlib",
     "yaml": "pyyaml",
+    "PIL": "pillow",
 }
 PROGRAMS = {  # called by make, hooks or tests, and imported nowhere
     "jupyterlab": "jupyter lab",
@@ -76,7 +77,7 @@ def test_development_requirements_are_what_is_used():
     scripts = [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").glob("*.py")]
     used = imports_of([*scripts, ROOT / "setup.py", *NOTEBOOKS])
     runtime, development = required("requirements"), required("dev_requirements")
-    assert used - {"ipython"} <= runtime | development, "imported and not declared"
+    assert used - {"traps"} <= runtime | development, "imported and not declared"
     unused = development - used - set(PROGRAMS) - BOUNDS
     assert not unused, f"declared and not used: {unused}"
     called = "\n".join(

@@ -9,7 +9,7 @@ import make_docs
 import nbformat
 import pytest
 import yaml
-from conftest import ROOT, copy_of_the_tree, run
+from conftest import CFG, ROOT, copy_of_the_tree, run
 
 # What readers come to see: the page of a notebook shows the source of these, as `#| exports` does.
 TAUGHT = {
@@ -32,6 +32,9 @@ TAUGHT = {
     "22_dino": ["dino_loss", "DINOHead", "DINO"],
     "50_thresholds": ["class_thresholds"],
 }
+
+
+SITE = f"{CFG['doc_host']}{CFG['doc_baseurl']}/"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_each_kind_of_fault_is_found(site):
         for text in (
             "`as_dict` without a link, and [one](nowhere.md) to nowhere",
             "see 12_metrics and [a heading](12_metrics.ipynb#nowhere), [one](#data)",
-            "[its class](https://ecgmm.github.io/ecgmm/settings.html#branch.nothing)",
+            f"[its class]({SITE}settings.html#branch.nothing)",
         )
     ]
     nbformat.write(nb, page)
