@@ -122,7 +122,8 @@ def test_the_demo_and_its_second_call(tmp_path):
 
 
 def test_a_source_is_left_out(tmp_path):
-    "The whole study by command, in two parts and a call that gathers, with every source left out once."
+    """The whole study by command, in two parts and a call that gathers, with every source left out
+    once."""
     run("ecgmm_synthesize", "--out", "data", "--n", 90, cwd=tmp_path)
     run("ecgmm_prepare", cwd=tmp_path)
     words = (

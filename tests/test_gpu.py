@@ -1,4 +1,7 @@
-"tools/gpu.sh, as far as a machine without a GPU can tell: every check with tiny settings, and that one failure stops no other."
+"""tools/gpu.sh, as far as a machine without a GPU can tell.
+
+Every check with tiny settings, and that one failure stops no other.
+"""
 
 import json
 import os
@@ -44,7 +47,10 @@ def test_every_check_with_tiny_settings(tmp_path):
 
 
 def test_a_failing_check_stops_no_other(tmp_path, monkeypatch):
-    "An error is a failed check; a process that dies fails what it did not come to, and what it had done counts."
+    """An error is a failed check.
+
+    A process that dies fails what it did not come to, and what it had done counts.
+    """
     line = gpu.run_check("x", lambda work: 1 / 0, None)
     assert (
         not line["passed"]
@@ -74,7 +80,10 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 
 def test_cuda_cells_are_found_and_run(tmp_path):
-    "Every notebook with such a cell has a check on a GPU; the cells above are run first, and an assertion counts."
+    """Every notebook with such a cell has a check on a GPU.
+
+    The cells above are run first, and an assertion counts.
+    """
     marked = {
         p.stem
         for p in (ROOT / "nbs").glob("*.ipynb")

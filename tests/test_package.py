@@ -94,7 +94,10 @@ def test_an_undeclared_import_is_found():
 
 
 def test_versions_that_are_tried():
-    "Every runtime requirement has a lower bound and no upper one; each pin stands within the bounds."
+    """Every runtime requirement has a lower bound and no upper one.
+
+    Each pin stands within the bounds.
+    """
     requirements = {r.name: r.specifier for r in map(Requirement, CFG["requirements"].split())}
     assert all([s.operator for s in specifier] == [">="] for specifier in requirements.values())
     for which in versions.SETS:
@@ -235,7 +238,8 @@ def missing(job):
 
 
 def test_workflows():
-    "Each job calls what exists, all Pythons of the metadata are tested, and pages are published after the tests."
+    """Each job calls what exists, all Pythons of the metadata are tested, and pages are published
+    after the tests."""
     flows = {
         p.name: yaml.safe_load(p.read_text())
         for p in (ROOT / ".github" / "workflows").glob("*.yml")
@@ -314,7 +318,10 @@ def test_the_address_stands_in_one_place():
 
 @pytest.fixture
 def colab(tmp_path, monkeypatch):
-    "The installing cell on a machine like Colab: a repository to clone, a /content folder, and a pip that notes what it is told."
+    """The installing cell on a machine like Colab.
+
+    A repository to clone, a /content folder, and a pip that notes what it is told.
+    """
     origin, content, log = tmp_path / "origin", tmp_path / "content", []
     (origin / "nbs").mkdir(parents=True)
     (origin / "nbs" / "x.txt").write_text("1")

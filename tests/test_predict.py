@@ -1,4 +1,8 @@
-"Prediction as a user meets it: the command in a process of its own, a thousand recordings, hostile files, a model folder that travelled."
+"""Prediction as a user meets it.
+
+The command in a process of its own, a thousand recordings, hostile files, a model folder that
+travelled.
+"""
 
 import json
 import os
@@ -85,7 +89,10 @@ def ecg():
 
 
 def test_a_thousand_recordings_stream(tmp_path, model):
-    "Ten times the recordings, the same memory; each has its row, in order, and the same samples the same row."
+    """Ten times the recordings, the same memory.
+
+    Each has its row, in order, and the same samples the same row.
+    """
     kinds = [
         write_recording(tmp_path / "kinds", Recording(f"K{k}", simulate((c,), 10, 500, rng=k), 500))
         for k, c in enumerate(ABBREVIATIONS[:20])
@@ -341,7 +348,10 @@ def test_an_array_from_a_file(tmp_path, model, ecg):
 @pytest.mark.parametrize("format", ["table", "csv", "json"])
 @pytest.mark.parametrize("closed", ["stdout", "both"])
 def test_a_closed_pipe_ends_it_quietly(tmp_path, model, ecg, format, closed):
-    "Nobody reads (`| head` that is gone already): no trace, and a shell's status for a closed pipe."
+    """Nobody reads (`| head` that is gone already).
+
+    No trace, and a shell's status for a closed pipe.
+    """
     for k in range(3):
         write_recording(tmp_path / "ward", Recording(f"P{k}", ecg, 500))
     (tmp_path / "run.py").write_text(
@@ -378,7 +388,10 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path, model, ecg, format, closed):
 
 
 def test_what_was_judged_outlives_its_recordings(tmp_path, model, ecg):
-    "The same command after the signal files went away: an error, and every result is still there; with the files, done already."
+    """The same command after the signal files went away.
+
+    An error, and every result is still there; with the files, done already.
+    """
     for k in range(3):
         write_recording(tmp_path / "ward", Recording(f"P{k}", ecg, 500))
 

@@ -223,7 +223,10 @@ def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
 
 
 def test_whatever_a_header_says_the_error_names_the_file(tmp_path):
-    "Headers with pieces taken out, doubled, exchanged: each is read, or an EcgmmError with the path."
+    """Headers with pieces taken out, doubled, exchanged.
+
+    Each is read, or an EcgmmError with the path.
+    """
     rng, plain = np.random.default_rng(0), write_recording(tmp_path, record("A", 1))
     lines, pieces = (
         plain.read_text().splitlines(),
@@ -442,7 +445,8 @@ UNUSABLE = {  # calls that cannot end in a store, each with what is said
 
 @pytest.mark.parametrize("what", UNUSABLE)
 def test_a_store_is_replaced_only_by_another(tmp_path, what):
-    "Whatever is wrong with the new data or options, --overwrite leaves the finished store as it is, whole and open."
+    """Whatever is wrong with the new data or options, --overwrite leaves the finished store as it
+    is, whole and open."""
     root, (spoil, options, said) = database(tmp_path / "db", 4), UNUSABLE[what]
     store = prepare(root, tmp_path / "store", progress=False)
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()}
@@ -584,7 +588,8 @@ def test_a_damaged_store_says_so(tmp_path):
 
 
 def test_a_source_alone_has_its_folders_name(tmp_path):
-    "Prepared with the others or by itself, from its folder or from a part of it, a recording's source is the same."
+    """Prepared with the others or by itself, from its folder or from a part of it, a recording's
+    source is the same."""
     root = tmp_path / "challenge-2020"
     for k in range(6):
         write_recording(root / "training" / "georgia" / f"g{k % 2 + 1}", record(f"E{k:04d}", k))

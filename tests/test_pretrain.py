@@ -1,4 +1,7 @@
-"Pre-training from the command line: killed and resumed, handed on to the classifier, refused where it would leak, compared in parts."
+"""Pre-training from the command line.
+
+Killed and resumed, handed on to the classifier, refused where it would leak, compared in parts.
+"""
 
 import json
 import os
@@ -128,7 +131,11 @@ def test_killed_and_resumed(stores, tmp_path, method):
 
 
 def test_stopped_by_hand(stores, tmp_path):
-    "Ctrl-C is one line; the run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed one."
+    """Ctrl-C is one line.
+
+    The run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed
+    one.
+    """
     options = [
         "--store",
         stores / "other",
@@ -408,7 +415,11 @@ def test_a_comparison_in_two_parts(stores, tmp_path):
 
 
 def test_a_left_out_source_is_left_out_everywhere(stores, tmp_path):
-    "Leave-one-source-out: the source's recordings in a further store are not seen either, and a backbone that saw them is refused."
+    """Leave-one-source-out.
+
+    The source's recordings in a further store are not seen either, and a backbone that saw them is
+    refused.
+    """
     store, other = Store(stores / "store"), Store(stores / "other")
     assert (other.records["source"] == "georgia").any()
     mine, theirs = allowed_rows(store, "georgia", [other])

@@ -1,4 +1,8 @@
-"The README's table 'the paper's commands and ours': each command of the right column runs as it stands, small networks and one epoch appended, and means what the paper's options mean."
+"""The README's table 'the paper's commands and ours'.
+
+Each command of the right column runs as it stands, small networks and one epoch appended, and means
+what the paper's options mean.
+"""
 
 import hashlib
 import json
@@ -50,7 +54,8 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def folder(tmp_path):
-    "A folder in which the commands run one after the other, and a server with a simulated database in the Challenge's layout."
+    """A folder in which the commands run one after the other, and a server with a simulated
+    database in the Challenge's layout."""
     where = tmp_path
     synthesize(where / "server", n=100, seed=0)
     files = sorted(p for p in (where / "server").rglob("*") if p.is_file())
@@ -92,7 +97,10 @@ def test_the_table_lists_every_command():
 
 
 def test_every_row_runs_and_means_what_the_paper_means(folder):
-    "All commands in their order, each once; then batch size, rate, fold, gating and the pre-trained files, as the model folders tell."
+    """All commands in their order, each once.
+
+    Then batch size, rate, fold, gating and the pre-trained files, as the model folders tell.
+    """
     assert len(ROWS) == len({command for _, command in ROWS}) > 20
     for _, command in ROWS:
         run(command, folder)

@@ -1,4 +1,8 @@
-"The repository's own rules: exported and clean, floors, fresh outputs, imports that do nothing, commands that explain themselves."
+"""The repository's own rules.
+
+Exported and clean, floors, fresh outputs, imports that do nothing, commands that explain
+themselves.
+"""
 
 import ast
 import os
@@ -277,7 +281,10 @@ def test_an_upward_import_is_found(tmp_path, line):
 
 
 def forbidden(source):
-    "What exported code must not do: star imports, loading with holes, and files that run code when they are read."
+    """What exported code must not do.
+
+    Star imports, loading with holes, and files that run code when they are read.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names):
@@ -336,7 +343,10 @@ def test_the_forbidden_is_found(source, why):
 
 
 def clock_bound(source):
-    "What makes a test depend on how busy the machine is: a sleep, a limit that a slow machine can reach, a duration in an assertion."
+    """What makes a test depend on how busy the machine is.
+
+    A sleep, a limit that a slow machine can reach, a duration in an assertion.
+    """
     found, tree = [], ast.parse(source)
 
     def called(node):
@@ -384,7 +394,8 @@ def clock_bound(source):
     "path", [*NOTEBOOKS, *sorted((ROOT / "tests").glob("*.py"))], ids=lambda p: p.stem
 )
 def test_no_test_depends_on_the_clock(path):
-    "In tests, and in those cells of notebooks that are neither the package nor marked `slow`, which `make bench` runs."
+    """In tests, and in those cells of notebooks that are neither the package nor marked `slow`,
+    which `make bench` runs."""
     cells = (
         [path.read_text()]
         if path.suffix == ".py"
@@ -542,7 +553,8 @@ def test_an_undocumented_option_is_found():
 
 
 def test_every_command_is_at_home():
-    "Each console script points at a function of a module, and each `ecgmm_...` command of a module has its script."
+    """Each console script points at a function of a module, and each `ecgmm_...` command of a
+    module has its script."""
     targets = {":".join(target) for target in SCRIPTS.values()}
     defined = {
         f"ecgmm.{m}:{name}"

@@ -1,4 +1,6 @@
-"""A training run that is killed in the middle of an epoch ends, once resumed, with the weights of a run that was never stopped."""
+"""A training run that is killed in the middle of an epoch ends, once resumed, with the weights of a
+run that was never stopped.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Self-supervised methods compare the records of a batch with each other: two processes with half of it do as one with all of it."""
+"""Self-supervised methods compare the records of a batch with each other.
+
+Two processes with half of it do as one with all of it.
+"""
 
 from pathlib import Path
 
@@ -23,7 +26,10 @@ def runs(tmp_path_factory):
 
 
 def furthest(a, b, chosen=lambda name: True):
-    "The largest difference between two sets of tensors, over those that are chosen; of a tensor beyond 1 relative to its size."
+    """The largest difference between two sets of tensors, over those that are chosen.
+
+    Of a tensor beyond 1 relative to its size.
+    """
     assert a.keys() == b.keys() and any(map(chosen, a))
     return max(
         ((a[k] - b[k]).abs().max() / a[k].abs().max().clamp(min=1)).item() for k in a if chosen(k)
@@ -54,7 +60,10 @@ def test_two_are_as_one(runs, case):
 
 
 def test_a_gather_without_gradient_is_noticed(runs):
-    "The usual all_gather gives the right loss and the wrong gradient: a projection does not learn what it is as another process's negative."
+    """The usual all_gather gives the right loss and the wrong gradient.
+
+    A projection does not learn what it is as another process's negative.
+    """
     one, first, second = runs[0]["simclr_plain"]
     assert furthest(one, runs[0]["simclr"][0]) == 0  # in one process it is the same
     assert furthest(first, second) == 0

@@ -20,7 +20,8 @@ from conftest import CFG, ROOT, SCRIPTS, succeed
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    "A source archive of the package's files alone, and the wheel that pip builds from that archive."
+    """A source archive of the package's files alone, and the wheel that pip builds from that
+    archive."""
     folder = tmp_path_factory.mktemp("built")
     (folder / "source").mkdir()
     try_versions.source_copy(folder / "source")
@@ -84,7 +85,8 @@ print(len(modules))
 
 
 def python_with_requirements(version):
-    "A Python of this version on this machine that finds the requirements, and where it finds them; a reason if there is none."
+    """A Python of this version on this machine that finds the requirements, and where it finds
+    them; a reason if there is none."""
     python = (
         sys.executable
         if f"{sys.version_info[0]}.{sys.version_info[1]}" == version
@@ -111,7 +113,8 @@ def python_with_requirements(version):
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_wheel_from_the_archive_works_elsewhere(built, tmp_path, version):
-    "Installed into an empty environment, with the requirements of this one, far from the repository."
+    """Installed into an empty environment, with the requirements of this one, far from the
+    repository."""
     python, found = python_with_requirements(version)
     if python is None:
         pytest.skip(found)
@@ -218,7 +221,8 @@ def test_the_description_leads_somewhere_from_anywhere(about):
 
 
 def test_the_ten_lines_are_a_script(tmp_path):
-    "As they stand in the README (with fewer recordings), without a guard, where new processes would start from the script itself."
+    """As they stand in the README (with fewer recordings), without a guard, where new processes
+    would start from the script itself."""
     blocks = re.findall(
         r"^```python\n(.*?)^```$",
         (ROOT / "README.md").read_text(encoding="utf-8").split("## Ten lines")[1].split("\n## ")[0],

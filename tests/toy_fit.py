@@ -15,7 +15,8 @@ from ecgmm.training import ema_update, fit
 
 
 class Method(nn.Module):
-    "A classifier with dropout, noise from `rng`, a slow copy of itself and, if asked for, batch norm."
+    """A classifier with dropout, noise from `rng`, a slow copy of itself and, if asked for, batch
+    norm."""
 
     def __init__(self, norm, noise, kill_at):
         super().__init__()

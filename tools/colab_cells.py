@@ -1,11 +1,13 @@
-"""Put the two Colab cells under a notebook's title: a badge, and a hidden cell that installs the package on Colab.
+"""Put the two Colab cells under a notebook's title: a badge, and the cell that installs.
 
     python tools/colab_cells.py NAME ...      # such as 09_download; `all` for every notebook
 
-The repository's address stands in settings.ini (git_url, branch) and nowhere else: after a move, change it there and run this.
+The repository's address stands in settings.ini (git_url, branch) and nowhere else: after a move,
+change it there and run this.
 
-A notebook that has them gets them brought up to date, so this can be run again at any time. The installing cell is never run
-here, so saved outputs that were fresh stay fresh: the notebook's stamp is renewed.
+A notebook that has them gets them brought up to date, so this can be run again at any time. The
+installing cell is never run here, so saved outputs that were fresh stay fresh: the notebook's stamp
+is renewed.
 """
 
 import sys

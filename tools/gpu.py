@@ -1,10 +1,13 @@
-"""Check what only a GPU can show, and measure how fast it is: log.txt and results.json in one small folder.
+"""Check what only a GPU can show, and measure how fast it is.
+
+log.txt and results.json go into one small folder.
 
     tools/gpu.sh [FOLDER] [--cpu] [--only WORD ...]
 
-Every `cuda` cell of the notebooks; each method, each modality and the fusion trained in float32 and in bfloat16; a training that was
-stopped and goes on; prediction on GPU and CPU side by side. On a GPU each group of checks is a process of its own; a
-check that fails stops no other. With --cpu the same checks run with tiny settings on the CPU, all but the `cuda` cells.
+Every `cuda` cell of the notebooks; each method, each modality and the fusion trained in float32 and
+in bfloat16; a training that was stopped and goes on; prediction on GPU and CPU side by side. On a
+GPU each group of checks is a process of its own; a check that fails stops no other. With --cpu the
+same checks run with tiny settings on the CPU, all but the `cuda` cells.
 """
 
 import argparse
@@ -70,7 +73,10 @@ def marks(source):
 
 
 class Work:
-    "Where a group of checks works: the database and the store that all share, a folder of its own, and the settings."
+    """Where a group of checks works.
+
+    The database and the store that all share, a folder of its own, and the settings.
+    """
 
     def __init__(self, home, group, cpu):
         from ecgmm.store import Store
@@ -215,7 +221,10 @@ def fresh(work, modality):
 
 
 def resume(work, modality):
-    "Three epochs at once, and three of which the second was broken off: the largest difference of a weight, against how far the weights moved."
+    """Three epochs at once, and three of which the second was broken off.
+
+    The largest difference of a weight, against how far the weights moved.
+    """
     from ecgmm.training import fit
 
     weights = []

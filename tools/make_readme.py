@@ -3,7 +3,8 @@
     python tools/make_readme.py            # write README.md
     python tools/make_readme.py --check    # fail where README.md is not what the notebook gives
 
-Hidden cells and directive lines are left out, text outputs become fenced blocks, pictures become files in nbs/images.
+Hidden cells and directive lines are left out, text outputs become fenced blocks, pictures become
+files in nbs/images.
 """
 
 import argparse

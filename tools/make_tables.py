@@ -1,9 +1,13 @@
 """Make `ecgmm/tables` from the evaluation tables of the PhysioNet/CinC Challenge 2020 (BSD-2).
 
-    python tools/make_tables.py FOLDER      # with weights.csv, dx_mapping_scored.csv, dx_mapping_unscored.csv, LICENSE
+    python tools/make_tables.py FOLDER
 
-`weights.csv`: the 27 x 27 reward matrix with the three pairs of equivalent classes merged, so 24 x 24.
-`codes.csv`: every SNOMED code of the two mapping files with its abbreviation, name and whether it is scored.
+FOLDER holds weights.csv, dx_mapping_scored.csv, dx_mapping_unscored.csv and LICENSE.
+
+`weights.csv`: the 27 x 27 reward matrix with the three pairs of equivalent classes merged, so 24 x
+24.
+`codes.csv`: every SNOMED code of the two mapping files with its abbreviation, name and whether it
+is scored.
 """
 
 import sys

@@ -1,9 +1,11 @@
-"""Install the package into an empty environment with one set of versions, and go the whole way with it.
+"""Install the package into an empty environment with one set of versions, and use all of it.
 
-    python tools/try_versions.py lowest|colab|tested|newest [--torch 2.13.0] [--folder FOLDER] [--notebooks 12_metrics ...]
+    python tools/try_versions.py lowest|colab|tested|newest [--torch 2.13.0]
+        [--folder FOLDER] [--wheel FILE] [--notebooks 12_metrics ...]
 
-The package gets its runtime requirements and nothing else: no nbdev, no Jupyter. The commands run in a folder of their own, and the
-cells of the notebooks that need no Jupyter as plain code. The sets are those of tools/versions.py; --torch takes another PyTorch than the set's.
+The package gets its runtime requirements and nothing else: no nbdev, no Jupyter. The commands run
+in a folder of their own, and the cells of the notebooks that need no Jupyter as plain code. The
+sets are those of tools/versions.py; --torch takes another PyTorch than the set's.
 """
 
 import argparse
