@@ -59,7 +59,11 @@ def test_a_failing_check_stops_no_other(tmp_path, monkeypatch):
     )
     assert gpu.run_check("x", lambda work: {"a": 1.0}, None)["passed"]
     (tmp_path / "dies.py").write_text(
-        "import json, os\nprint('@' + json.dumps(dict(name='first', passed=True, seconds=1.0, figures={}, error='')), flush=True)\nprint('a device-side assert', flush=True)\nos.abort()"
+        "import json, os\n"
+        "line = dict(name='first', passed=True, seconds=1.0, figures={}, error='')\n"
+        "print('@' + json.dumps(line), flush=True)\n"
+        "print('a device-side assert', flush=True)\n"
+        "os.abort()"
     )
     monkeypatch.setattr(gpu, "__file__", str(tmp_path / "dies.py"))
     first, second = gpu.process_lines(["g"], ["first", "second"], tmp_path, False, 60)
@@ -98,7 +102,11 @@ def test_cuda_cells_are_found_and_run(tmp_path):
             for s in ("x = 1", "%cd -q .\nx += 1", "#| slow\nx = 5", f"#| cuda\n{last}", "x = y")
         ]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "x.ipynb")
-        code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import gpu; from pathlib import Path; print(gpu.run_cuda_cells(Path('x.ipynb').resolve()))"
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); "
+            "import gpu; from pathlib import Path; "
+            "print(gpu.run_cuda_cells(Path('x.ipynb').resolve()))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
         )

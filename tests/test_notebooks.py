@@ -77,7 +77,8 @@ def test_data_cells_had_their_recordings():
     marked = [p.stem for p in NOTEBOOKS if any("data" in directives(c) for c in code_cells(p))]
     if not real_data():
         pytest.skip(
-            f"no real recordings in ECGMM_REAL or ../shared/data: the cells marked `data` of {', '.join(marked)} only said so"
+            "no real recordings in ECGMM_REAL or ../shared/data: "
+            f"the cells marked `data` of {', '.join(marked)} only said so"
         )
     assert sorted(real_data().rglob("*.hea")), f"{real_data()} holds no recording"
 

@@ -89,7 +89,8 @@ def test_development_requirements_are_what_is_used():
 
 def test_an_undeclared_import_is_found():
     assert imported(
-        "import os, yaml.loader\nfrom numpy import x\nfrom . import y\ndef f():\n    import torch.nn as nn\nfrom ecgmm.data import z"
+        "import os, yaml.loader\nfrom numpy import x\nfrom . import y\n"
+        "def f():\n    import torch.nn as nn\nfrom ecgmm.data import z"
     ) == {"yaml", "numpy", "torch"}
 
 

@@ -355,7 +355,8 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path, model, ecg, format, closed):
     for k in range(3):
         write_recording(tmp_path / "ward", Recording(f"P{k}", ecg, 500))
     (tmp_path / "run.py").write_text(
-        "import sys\nfrom ecgmm.predict import ecgmm_predict\nsys.argv[0] = 'ecgmm_predict'\necgmm_predict()\n"
+        "import sys\nfrom ecgmm.predict import ecgmm_predict\n"
+        "sys.argv[0] = 'ecgmm_predict'\necgmm_predict()\n"
     )
     reader, writer = os.pipe()
     os.close(reader)

@@ -76,6 +76,14 @@ def pipe(path):
     os.mkfifo(path)
 
 
+def prepare_code(*words):
+    "Python that runs the command with these words."
+    argv = ["ecgmm_prepare", *map(str, words)]
+    return (
+        f"import sys; from ecgmm.store import ecgmm_prepare\nsys.argv = {argv!r}\necgmm_prepare()"
+    )
+
+
 def all_flat(x):
     x[:] = 0.3
 
@@ -194,7 +202,8 @@ def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
     before = (
         # KiB; all of one such file would be 5 GB
         "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "import atexit; atexit.register(lambda: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start))"
+        "import atexit; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "atexit.register(lambda: print('PEAK', peak() - start))"
     )
     p = prepare_in_a_process(root, tmp_path / "store", before)
     output = p.communicate(timeout=HANG)[0]
@@ -487,7 +496,8 @@ def test_a_table_of_patients_that_cannot_be_read_is_one_line(tmp_path, content, 
         table.mkdir()
     elif content is not None:
         table.write_bytes(content)
-    code = f"import sys; from ecgmm.store import ecgmm_prepare\nsys.argv = ['ecgmm_prepare', '--data', {str(root)!r}, '--store', {str(tmp_path / 'store')!r}, '--patients', {str(table)!r}]\necgmm_prepare()"
+    words = ["--data", root, "--store", tmp_path / "store", "--patients", table]
+    code = prepare_code(*words)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (
         done.returncode == 1
@@ -508,7 +518,8 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
 
 
 def prepare_in_a_process(root, store, before=""):
-    code = f"import resource\n{before}\nimport sys; from ecgmm.store import ecgmm_prepare\nsys.argv = ['ecgmm_prepare', '--data', {str(root)!r}, '--store', {str(store)!r}, '--workers', '1']\necgmm_prepare()"
+    words = ["--data", root, "--store", store, "--workers", 1]
+    code = f"import resource\n{before}\n" + prepare_code(*words)
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -26,9 +26,11 @@ ROWS = re.findall(r"^\| (.+) \| `(ecgmm_\w+[^`]*)` \|$", (ROOT / "README.md").re
 SMALL = {  # what makes each command small; an option given twice counts the second time
     "ecgmm_prepare": "--workers 1",
     "ecgmm_finetune": "--epochs 1 --cpu",
-    "ecgmm_fuse": "--epochs 1 --cpu --signal_encoder xresnet1d_small --spectrogram_encoder se_resnet_small",
+    "ecgmm_fuse": "--epochs 1 --cpu --signal_encoder xresnet1d_small"
+    " --spectrogram_encoder se_resnet_small",
     "ecgmm_pretrain": "--epochs 1 --cpu",
-    "ecgmm_reproduce": "--size small --epochs 1 --pretrain_epochs 1 --models spectrogram --arms scratch --cpu",
+    "ecgmm_reproduce": "--size small --epochs 1 --pretrain_epochs 1 --models spectrogram"
+    " --arms scratch --cpu",
     "ecgmm_predict": "--cpu",
     "ecgmm_compare": "--arms scratch,random --modalities spectrogram --tune_epochs 1 --cpu",
     "ecgmm_synthesize": "--n 40",

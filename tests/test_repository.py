@@ -68,12 +68,16 @@ def test_readme_tool(tmp_path):
     (tmp_path / "nbs").mkdir()
     shutil.copy(ROOT / "tools" / "make_readme.py", tmp_path / "tools")
     new = nbformat.v4
-    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    png = (
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwAD"
+        "hgGAWjR9awAAAABJRU5ErkJggg=="
+    )
     cells = [
         new.new_markdown_cell("# ecgmm\n\n> One line."),
         new.new_code_cell("#| hide\nsecret = 1"),
         new.new_markdown_cell(
-            '[data](00_data.ipynb#x) [rules](../CONTRIBUTING.md) [web](https://x.org/y) [here](#ecgmm) <img src="images/a.png">'
+            "[data](00_data.ipynb#x) [rules](../CONTRIBUTING.md) [web](https://x.org/y)\n"
+            '[here](#ecgmm) <img src="images/a.png">'
         ),
         new.new_code_cell(
             "#| data\nprint(6 * 7)",
@@ -106,7 +110,8 @@ def test_readme_tool(tmp_path):
 
 > One line.
 
-[data](nbs/00_data.ipynb#x) [rules](CONTRIBUTING.md) [web](https://x.org/y) [here](#ecgmm) <img src="nbs/images/a.png">
+[data](nbs/00_data.ipynb#x) [rules](CONTRIBUTING.md) [web](https://x.org/y)
+[here](#ecgmm) <img src="nbs/images/a.png">
 
 ```python
 print(6 * 7)
@@ -441,32 +446,56 @@ def test_a_limit_against_hanging_is_no_wait():
 IMPORTS = r"""
 import os, random, socket, subprocess, sys, threading
 import numpy, torch
-import accelerate, matplotlib.pyplot, pandas, safetensors.torch, scipy.signal, sklearn.metrics, tqdm, wfdb
+import accelerate, matplotlib.pyplot, pandas, safetensors.torch, scipy.signal, sklearn.metrics
+import tqdm, wfdb
+
+CHANGES = (
+    "os.mkdir", "os.remove", "os.rename", "os.system", "os.putenv", "socket.connect",
+    "subprocess.Popen",
+)
+
+
+def states():
+    numbers = [v.tolist() if hasattr(v, "tolist") else v for v in numpy.random.get_state()]
+    return repr((
+        random.getstate(), numbers, torch.random.get_rng_state().tolist(),
+        torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(), threading.active_count(),
+        dict(os.environ), os.getcwd(), matplotlib.get_backend(), dict(matplotlib.rcParams),
+    ))
+
 
 def probe(module):
     "What importing it did that it should not do."
     seen = []
+
     def hook(event, args):
-        if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and args[0] != os.devnull: seen.append(f"opens {args[0]} for writing")
-        if event in ("os.mkdir", "os.remove", "os.rename", "socket.connect", "subprocess.Popen", "os.system", "os.putenv"): seen.append(f"{event} {args[0]}")
-    states = lambda: (random.getstate(), [v.tolist() if hasattr(v, "tolist") else v for v in numpy.random.get_state()], torch.random.get_rng_state().tolist(),
-                      torch.get_default_dtype(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), threading.active_count(),
-                      dict(os.environ), os.getcwd(), matplotlib.get_backend(), dict(matplotlib.rcParams))
+        if event == "open" and isinstance(args[2], int) and args[0] != os.devnull:
+            if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                seen.append(f"opens {args[0]} for writing")
+        if event in CHANGES:
+            seen.append(f"{event} {args[0]}")
+
     before = states()
     sys.addaudithook(hook)
     __import__(module)
-    hooked = list(seen)
-    if repr(before) != repr(states()): hooked.append("changes a global state (random generators, threads, environment, settings)")
-    if torch.cuda.is_initialized(): hooked.append("starts CUDA")
-    if torch.distributed.is_available() and torch.distributed.is_initialized(): hooked.append("starts a process group")
-    return hooked
+    found = list(seen)
+    if before != states():
+        found.append("changes a global state (random generators, threads, environment, settings)")
+    if torch.cuda.is_initialized():
+        found.append("starts CUDA")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        found.append("starts a process group")
+    return found
+
 
 wrong = 0
 for module in sys.argv[1:]:
-    pid = os.fork()                       # a process in which no part of the package was ever imported
+    pid = os.fork()  # a process in which no part of the package was ever imported
     if pid == 0:
         found = probe(module)
-        for line in found: print(f"{module} {line}")
+        for line in found:
+            print(f"{module} {line}")
         sys.stdout.flush()
         os._exit(bool(found))
     wrong |= os.waitpid(pid, 0)[1]
@@ -548,7 +577,16 @@ def test_help(script):
 
 
 def test_an_undocumented_option_is_found():
-    text = "usage: x\n\noptions:\n  -h, --help       show this help\n  --out OUT        (default: x)\n  --long_one LONG\n                   what it is (default: 3)\n  --silent\n  --n N            how many (default: 4)\n"
+    text = """usage: x
+
+options:
+  -h, --help       show this help
+  --out OUT        (default: x)
+  --long_one LONG
+                   what it is (default: 3)
+  --silent
+  --n N            how many (default: 4)
+"""
     assert undocumented(text) == ["--out", "--silent"]
 
 

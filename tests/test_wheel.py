@@ -78,8 +78,10 @@ from ecgmm.data import challenge_weights, code_names
 here = Path(ecgmm.__file__).resolve().parent
 assert here.is_relative_to(Path(sys.argv[1]).resolve()), here
 modules = sorted(p.stem for p in here.glob("[!_]*.py"))
-for module in modules: assert Path(importlib.import_module(f"ecgmm.{module}").__file__).parent == here
-assert challenge_weights().shape == (24, 24) and len(code_names()) > 100 and (here / "py.typed").is_file()
+for module in modules:
+    assert Path(importlib.import_module(f"ecgmm.{module}").__file__).parent == here
+assert challenge_weights().shape == (24, 24) and len(code_names()) > 100
+assert (here / "py.typed").is_file()
 print(len(modules))
 """
 
@@ -94,7 +96,11 @@ def python_with_requirements(version):
     )
     if python is None:
         return None, f"no python{version} on PATH"
-    probe = "import sysconfig, torch, numpy, scipy, pandas, matplotlib, sklearn, wfdb, iterstrat, accelerate, safetensors, tqdm, fastcore, psutil; print(sysconfig.get_path('purelib'))"
+    probe = (
+        "import sysconfig, torch, numpy, scipy, pandas, matplotlib, sklearn, wfdb, iterstrat, "
+        "accelerate, safetensors, tqdm, fastcore, psutil, tyro; "
+        "print(sysconfig.get_path('purelib'))"
+    )
     done = subprocess.succeed(
         [python, "-c", probe],
         capture_output=True,

@@ -62,7 +62,8 @@ def cells(name):
     slug = url.removeprefix("https://github.com/")
     badge = (
         f'<a href="https://colab.research.google.com/github/{slug}/blob/{branch}/nbs/{name}.ipynb">'
-        '<img src="https://colab.research.google.com/assets/colab-badge.svg" alt="Open in Colab"></a>'
+        '<img src="https://colab.research.google.com/assets/colab-badge.svg" '
+        'alt="Open in Colab"></a>'
     )
     install = INSTALL.replace("URL", url).replace("HOME", f"/content/{lib}")
     return badge, install

@@ -510,7 +510,8 @@ def main():
             )
         failed = [line["name"] for line in lines if not line["passed"]]
         say(
-            f"{len(lines) - len(failed)} of {len(lines)} checks passed in {time.time() - start:.0f} s"
+            f"{len(lines) - len(failed)} of {len(lines)} checks passed "
+            f"in {time.time() - start:.0f} s"
         )
     sys.exit(1 if failed or not lines else 0)
 

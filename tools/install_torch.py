@@ -74,7 +74,8 @@ def main(install=pip):
         if install(*words):
             return
     print(
-        "No PyTorch build for CPUs was found. The usual one is taken: about 6 GB with its GPU libraries.",
+        "No PyTorch build for CPUs was found. The usual one is taken: "
+        "about 6 GB with its GPU libraries.",
         flush=True,
     )
     if not install(*plain):

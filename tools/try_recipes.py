@@ -118,7 +118,8 @@ def main():
     ap.add_argument(
         "--finetune",
         default="",
-        help="share of the encoder's rate/frozen epochs/epochs, several with commas between: 1/2/10,0.3/2/10",
+        help="share of the encoder's learning rate/frozen epochs/epochs, comma-separated: "
+        "1/2/10,0.3/2/10",
     )
     ap.add_argument("--scratch", action="store_true", help="no pre-training: a random encoder")
     ap.add_argument("--no_norm", action="store_true", help="DINO without batch norm in its head")

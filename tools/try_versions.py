@@ -35,8 +35,10 @@ WAY = [
     "ecgmm_prepare --data data --store store --workers 1",
     "ecgmm_pretrain --method simclr --encoder xresnet1d_small --epochs 1 --cpu",
     "ecgmm_finetune --encoder xresnet1d_small --epochs 1 --cpu",
-    "ecgmm_finetune --encoder xresnet1d_small --epochs 2 --freeze_epochs 1 --pretrained models/simclr-signal-fold0 --cpu",
-    "ecgmm_fuse --gating --signal_encoder xresnet1d_small --spectrogram_encoder se_resnet_small --epochs 1 --cpu",
+    "ecgmm_finetune --encoder xresnet1d_small --epochs 2 --freeze_epochs 1"
+    " --pretrained models/simclr-signal-fold0 --cpu",
+    "ecgmm_fuse --gating --signal_encoder xresnet1d_small --spectrogram_encoder se_resnet_small"
+    " --epochs 1 --cpu",
     "ecgmm_thresholds --model models/gate-fold0",
     "ecgmm_predict --model models/gate-fold0/model --data data --out said.csv --cpu",
 ]
@@ -47,11 +49,16 @@ matplotlib.use("Agg")
 display = print
 for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
     source = "".join(cell["source"])
-    if cell["cell_type"] != "code" or re.search(r"^#\|\s*(slow|eval: false)", source, re.M): continue
+    if cell["cell_type"] != "code" or re.search(r"^#\|\s*(slow|eval: false)", source, re.M):
+        continue
     source, name = re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M), f"cell {cell['id']}"
-    linecache.cache[name] = len(source), None, source.splitlines(True), name     # what asks for a function's source finds it
-    try: exec(compile(source, name, "exec"), globals())
-    except BaseException: print(source); raise
+    # what asks for a function's source finds it
+    linecache.cache[name] = len(source), None, source.splitlines(True), name
+    try:
+        exec(compile(source, name, "exec"), globals())
+    except BaseException:
+        print(source)
+        raise
 """
 
 
