@@ -12,6 +12,34 @@ from ecgmm.models import load_model
 from ecgmm.store import Store
 
 
+def check_second_calls(out, printed, cwd):
+    "The same call again is done already; with other settings it is refused."
+    words = (
+        "ecgmm_finetune",
+        "--modality",
+        "spectrogram",
+        "--encoder",
+        "se_resnet_small",
+        "--fold",
+        3,
+        "--cpu",
+    )
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert (
+        json.loads(run(*words, "--epochs", 1, cwd=cwd).strip().splitlines()[-1]) == printed
+    )  # the same again: it is done
+    said = run(
+        *words, "--epochs", 2, cwd=cwd, fails=True
+    )  # another: refused, with the difference and what to do
+    assert (
+        "a finished classifier with another settings.epochs (1, now 2)" in said
+        and "another folder" in said
+        and "--overwrite" in said
+    )
+    assert "another settings.seed" in run(*words, "--epochs", 1, "--seed", 1, cwd=cwd, fails=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
 def test_from_files_to_a_scored_model(tmp_path):
     run("ecgmm_synthesize", "--out", "data", "--n", 90, cwd=tmp_path)
     said = run(
@@ -54,32 +82,7 @@ def test_from_files_to_a_scored_model(tmp_path):
     printed = json.loads(said.strip().splitlines()[-1])
     for name, value in again.items():
         assert np.isclose(printed[name], value, atol=1e-4, equal_nan=True)
-    words = (
-        "ecgmm_finetune",
-        "--modality",
-        "spectrogram",
-        "--encoder",
-        "se_resnet_small",
-        "--fold",
-        3,
-        "--cpu",
-    )
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert (
-        json.loads(run(*words, "--epochs", 1, cwd=tmp_path).strip().splitlines()[-1]) == printed
-    )  # the same again: it is done
-    said = run(
-        *words, "--epochs", 2, cwd=tmp_path, fails=True
-    )  # another: refused, with the difference and what to do
-    assert (
-        "a finished classifier with another settings.epochs (1, now 2)" in said
-        and "another folder" in said
-        and "--overwrite" in said
-    )
-    assert "another settings.seed" in run(
-        *words, "--epochs", 1, "--seed", 1, cwd=tmp_path, fails=True
-    )
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    check_second_calls(out, printed, cwd=tmp_path)
 
 
 def test_the_demo_and_its_second_call(tmp_path):

@@ -214,7 +214,8 @@ HOSTILE = {  # what is done to a file, and what is said about it
 }
 
 
-def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
+def hostile_ward(tmp_path, ecg):
+    "A folder with every hostile file, a signal without a header, and two recordings that are well."
     ward = tmp_path / "my ward" / "room 1"
     for name in (*HOSTILE, "fine", "two"):
         header = write_recording(ward, Recording(name, ecg, 500))
@@ -222,6 +223,10 @@ def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
             HOSTILE[name][0](header, ecg)
     lead_dropout(ward / "two.hea", "III", "aVR", "aVL", "aVF")
     (ward / "lost.mat").write_bytes(b"")
+
+
+def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
+    hostile_ward(tmp_path, ecg)
     status, said, errors, _ = command(
         model, "my ward", "--out", "out.json", "--picture", cwd=tmp_path
     )
@@ -254,6 +259,9 @@ def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
     )
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"fine.png", "two.png"}
 
+
+def test_what_is_tolerated_is_judged(tmp_path, model, ecg):
+    hostile_ward(tmp_path, ecg)
     status, said, *_ = command(
         model,
         "my ward",

@@ -342,8 +342,8 @@ def test_an_unreadable_file(tmp_path):
     assert "not followed" in skipped.set_index("path")["reason"]["elsewhere"]
 
 
-def test_what_is_odd_but_readable_is_kept(tmp_path):
-    folder = tmp_path / "db" / "ward"
+def odd_database(folder):
+    "Six recordings that can be read, five of them odd."
     plain = record("A", 1)
     write_recording(folder, plain)
     shuffled = write_recording(
@@ -362,6 +362,10 @@ def test_what_is_odd_but_readable_is_kept(tmp_path):
     holes.x[2, 100:120] = np.nan
     write_recording(folder, holes)
     write_recording(folder, record("F", 6, codes=("Unknown",)))  # no diagnosis at all
+
+
+def test_what_is_odd_but_readable_is_kept(tmp_path):
+    odd_database(tmp_path / "db" / "ward")
     store = prepare(tmp_path / "db", tmp_path / "store", progress=False)
     r = store.records.set_index("name")
     assert len(store) == 6 and len(pd.read_csv(store.folder / "skipped.csv")) == 0

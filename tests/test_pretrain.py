@@ -188,6 +188,43 @@ def test_stopped_by_hand(stores, tmp_path):
     assert whole == resumed and len(whole) == 4
 
 
+def test_impossible_settings_are_refused(stores, tmp_path):
+    assert "temperatures above 0" in run(
+        "ecgmm_pretrain",
+        "--store",
+        stores / "store",
+        "--method",
+        "dino",
+        *SMALL,
+        "--n_prototypes",
+        64,
+        "--teacher_temp",
+        0,
+        "--out",
+        "cold",
+        cwd=tmp_path,
+        fails=True,
+    )
+    assert "at least one epoch" in run(
+        "ecgmm_compare",
+        "--store",
+        stores / "store",
+        "--arms",
+        "scratch",
+        "--modalities",
+        "spectrogram",
+        "--folds",
+        3,
+        "--seeds",
+        0,
+        "--tune_epochs",
+        0,
+        "--cpu",
+        cwd=tmp_path,
+        fails=True,
+    )
+
+
 def test_handed_on(stores, tmp_path):
     said = run(
         "ecgmm_pretrain",
@@ -263,40 +300,6 @@ def test_handed_on(stores, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])  # a damaged download
     assert "model.safetensors" in run(
         "ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True
-    )
-    assert "temperatures above 0" in run(
-        "ecgmm_pretrain",
-        "--store",
-        stores / "store",
-        "--method",
-        "dino",
-        *SMALL,
-        "--n_prototypes",
-        64,
-        "--teacher_temp",
-        0,
-        "--out",
-        "cold",
-        cwd=tmp_path,
-        fails=True,
-    )
-    assert "at least one epoch" in run(
-        "ecgmm_compare",
-        "--store",
-        stores / "store",
-        "--arms",
-        "scratch",
-        "--modalities",
-        "spectrogram",
-        "--folds",
-        3,
-        "--seeds",
-        0,
-        "--tune_epochs",
-        0,
-        "--cpu",
-        cwd=tmp_path,
-        fails=True,
     )
     shutil.rmtree(folder / "model")
     assert "has no config.json" in run(

@@ -98,6 +98,35 @@ def test_the_table_lists_every_command():
     assert {command.split()[0] for _, command in ROWS} == set(SCRIPTS)
 
 
+def check_pretraining_and_thresholds(folder):
+    "What the pre-trained encoders saw, and how thresholds were chosen."
+    for method in ("simclr", "byol"):
+        _, config = load_model(
+            folder / "models" / f"{method}-signal-fold8" / "model", Backbone.from_config
+        )
+        assert (
+            config["pretraining"]["views"] == "paper-pair"
+            and config["pretraining"]["n_windows"] == 1
+            and config["folds"]["test"] == 8
+        )
+    paper = json.loads(
+        (folder / "models" / "signal-fold0" / "thresholds-paper-auprc.json").read_text()
+    )
+    assert (
+        set(paper["thresholds"]) <= {0.1, 0.2, 0.3, 0.4, 0.5}
+        and paper["optimistic"] is True
+        and paper["best_by"] == "auprc"
+    )
+    _, gate = load_classifier(
+        folder / "models" / "gate-fold0" / "model"
+    )  # with the decision that stands beside the weights
+    assert (
+        gate["choice"]["protocol"] == "nested"
+        and gate["calibration"]["kind"] == "temperature"
+        and len(set(gate["thresholds"])) > 1
+    )
+
+
 def test_every_row_runs_and_means_what_the_paper_means(folder):
     """All commands in their order, each once.
 
@@ -141,28 +170,4 @@ def test_every_row_runs_and_means_what_the_paper_means(folder):
                     "signal": "dino",
                     "spectrogram": "dino",
                 }
-    for method in ("simclr", "byol"):
-        _, config = load_model(
-            folder / "models" / f"{method}-signal-fold8" / "model", Backbone.from_config
-        )
-        assert (
-            config["pretraining"]["views"] == "paper-pair"
-            and config["pretraining"]["n_windows"] == 1
-            and config["folds"]["test"] == 8
-        )
-    paper = json.loads(
-        (folder / "models" / "signal-fold0" / "thresholds-paper-auprc.json").read_text()
-    )
-    assert (
-        set(paper["thresholds"]) <= {0.1, 0.2, 0.3, 0.4, 0.5}
-        and paper["optimistic"] is True
-        and paper["best_by"] == "auprc"
-    )
-    _, gate = load_classifier(
-        folder / "models" / "gate-fold0" / "model"
-    )  # with the decision that stands beside the weights
-    assert (
-        gate["choice"]["protocol"] == "nested"
-        and gate["calibration"]["kind"] == "temperature"
-        and len(set(gate["thresholds"])) > 1
-    )
+    check_pretraining_and_thresholds(folder)

@@ -449,7 +449,7 @@ def make_store(home, cpu):
     prepare(home / "data", home / "store", progress=False)
 
 
-def main():
+def parse():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument(
         "folder",
@@ -466,7 +466,29 @@ def main():
     )
     ap.add_argument("--groups", nargs="*", help=argparse.SUPPRESS)
     ap.add_argument("--home", type=Path, help=argparse.SUPPRESS)
-    a = ap.parse_args()
+    return ap.parse_args()
+
+
+def all_lines(home, a, start):
+    "The results of all groups that are wanted, as they come."
+    wanted = {
+        group: [name for name, _ in members]
+        for group, members in checks(a.cpu).items()
+        if not a.only or group in a.only
+    }
+    # on the CPU nothing can break a process for the others
+    for groups in [list(wanted)] if a.cpu else [[group] for group in wanted]:
+        left = (600 if a.cpu else LIMIT) - (time.time() - start)
+        names = [name for group in groups for name in wanted[group]]
+        yield from process_lines(groups, names, home, a.cpu, left)
+
+
+def write_results(folder, content):
+    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main():
+    a = parse()
     if a.groups:
         return run_groups(a.groups, a.home, a.cpu)
     import torch
@@ -475,44 +497,23 @@ def main():
         sys.exit("there is no GPU that PyTorch can use; --cpu runs the checks with tiny settings")
     folder, start, lines = Path(a.folder), time.time(), []
     folder.mkdir(parents=True, exist_ok=True)
-    told = environment(a.cpu)
+    machine = environment(a.cpu)
     with tempfile.TemporaryDirectory() as home, open(folder / "log.txt", "w") as log:
 
         def say(words):
             print(words, flush=True)
             print(words, file=log, flush=True)
 
-        say(", ".join(f"{k} {v}" for k, v in told.items()))
+        say(", ".join(f"{k} {v}" for k, v in machine.items()))
         make_store(Path(home), a.cpu)
-        wanted = {
-            group: [name for name, _ in members]
-            for group, members in checks(a.cpu).items()
-            if not a.only or group in a.only
-        }
-        for groups in (
-            [list(wanted)] if a.cpu else [[group] for group in wanted]
-        ):  # on the CPU nothing can break a process for the others
-            left = (600 if a.cpu else LIMIT) - (time.time() - start)
-            for line in process_lines(
-                groups,
-                [name for group in groups for name in wanted[group]],
-                Path(home),
-                a.cpu,
-                left,
-            ):
-                lines.append(line)
-                say(text(line))
-            (folder / "results.json").write_text(
-                json.dumps(
-                    told | dict(seconds=round(time.time() - start, 1), checks=lines), indent=1
-                )
-                + "\n"
-            )
+        for line in all_lines(Path(home), a, start):
+            lines.append(line)
+            say(text(line))
+            seconds = round(time.time() - start, 1)
+            write_results(folder, machine | dict(seconds=seconds, checks=lines))
         failed = [line["name"] for line in lines if not line["passed"]]
-        say(
-            f"{len(lines) - len(failed)} of {len(lines)} checks passed "
-            f"in {time.time() - start:.0f} s"
-        )
+        passed = f"{len(lines) - len(failed)} of {len(lines)} checks passed"
+        say(f"{passed} in {time.time() - start:.0f} s")
     sys.exit(1 if failed or not lines else 0)
 
 
