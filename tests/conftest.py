@@ -110,6 +110,8 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; those not named
     "test_commands": 60,
     "test_folders": 40,
     "test_wheel": 40,
+    "test_habits": 14,
+    "test_properties": 10,
     "test_gpu": 60,
     "test_predict": 30,
     "test_prepare": 20,
