@@ -552,12 +552,11 @@ def test_light_imports(module, absent):
 
 
 def undocumented(text):
-    "The options and arguments of a `--help` that carry no words of their own."
-    start = text.find("positional arguments:" if "positional arguments:" in text else "options:")
-    entries = re.findall(r"^  (\S[^\n]*)((?:\n {6,}[^\n]*)*)", text[start:], re.M)
+    "The options of a `--help` that carry no words of their own, in a frame or without one."
+    text = re.sub("[│╭╮╰╯─]", " ", text)
     silent = []
-    for first, rest in entries:
-        name, _, words = first.partition("  ")
+    for first, rest in re.findall(r"^ {1,4}(-\S[^\n]*)((?:\n {6,}\S[^\n]*)*)", text, re.M):
+        name, _, words = first.strip().partition("  ")
         words = re.sub(r"\(default: .*?\)", "", f"{words} {rest}".replace("\n", " "))
         if not re.search(r"[a-z]{3}", words):
             silent.append(name.split()[0])
@@ -568,7 +567,7 @@ def undocumented(text):
 def test_help(script):
     status, output = run(BIN / script, "--help", COLUMNS="160")
     assert status == 0, output
-    assert output.startswith(f"usage: {script}") and "options:" in output
+    assert output.startswith(f"usage: {script}") and re.search(r"\boptions\b", output)
     assert not undocumented(output), (
         f"options without a description: {undocumented(output)}\n{output}"
     )
@@ -576,8 +575,7 @@ def test_help(script):
     assert len(description.split()) > 4, "the command does not say what it does"
 
 
-def test_an_undocumented_option_is_found():
-    text = """usage: x
+PLAIN = """usage: x
 
 options:
   -h, --help       show this help
@@ -587,6 +585,20 @@ options:
   --silent
   --n N            how many (default: 4)
 """
+FRAMED = """usage: x
+╭─ options ──────────────────────────────────────────────╮
+│ -h, --help           show this help message and exit   │
+│ --out PATH           (default: x)                      │
+│ --settings.long INT                                    │
+│                      what it is (default: 3)           │
+│ --silent                                               │
+│ --n INT              how many (default: 4)             │
+╰────────────────────────────────────────────────────────╯
+"""
+
+
+@pytest.mark.parametrize("text", [PLAIN, FRAMED])
+def test_an_undocumented_option_is_found(text):
     assert undocumented(text) == ["--out", "--silent"]
 
 
