@@ -105,6 +105,7 @@ def test_each_kind_of_fault_is_found(site):
         "02_settings.ipynb: `as_dict` is a name of ours without a link",
         "02_settings.ipynb: a link to 12_metrics.ipynb#nowhere, which is no heading there",
         "02_settings.ipynb: a link to nowhere.md, which is not there",
+        "02_settings.ipynb: a link to settings.html#as_dict, which is no heading there",
         "02_settings.ipynb: a link to settings.html#branch.nothing, which is no heading there",
         "13_probes.ipynb: no page was prepared",
         "_quarto.yml: the sidebar does not name 10_models.ipynb",

@@ -108,12 +108,12 @@ def python_with_requirements(version):
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
     )
     if done.returncode:
-        said = [
+        output = [
             line
             for line in done.stderr.splitlines()
             if line.strip() and not line.startswith(("Traceback", "  "))
         ]
-        return None, f"python{version}: {said[0] if said else 'does not start'}"
+        return None, f"python{version}: {output[0] if output else 'does not start'}"
     return python, done.stdout.strip()
 
 
@@ -240,7 +240,7 @@ def test_the_ten_lines_are_a_script(tmp_path):
         "import multiprocessing\nmultiprocessing.set_start_method('spawn', force=True)\n"
         + lines.replace("n=300", "n=60")
     )
-    said = succeed(
+    output = succeed(
         sys.executable, "ten.py", cwd=tmp_path, PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path)
     )
-    assert said.count("auroc") == 1, said
+    assert output.count("auroc") == 1, output

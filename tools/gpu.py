@@ -165,7 +165,7 @@ def train_classifier(work, modality, precision):
     from ecgmm.finetune import finetune
 
     size = work.size
-    told = finetune(
+    result = finetune(
         work.store,
         work.folder / f"{modality}-{precision}",
         modality=modality,
@@ -177,14 +177,14 @@ def train_classifier(work, modality, precision):
         cpu=work.cpu,
         progress=False,
     )
-    return finite(told["history"]) | speed(work, told["history"])
+    return finite(result["history"]) | speed(work, result["history"])
 
 
 def train_fusion(work, precision):
     from ecgmm.fusion import fuse
 
     size = work.size
-    told = fuse(
+    result = fuse(
         work.store,
         work.folder / f"gate-{precision}",
         gating=True,
@@ -196,7 +196,7 @@ def train_fusion(work, precision):
         cpu=work.cpu,
         progress=False,
     )
-    return finite(told["history"]) | speed(work, told["history"])
+    return finite(result["history"]) | speed(work, result["history"])
 
 
 def fresh(work, modality):
@@ -352,7 +352,7 @@ def checks(cpu):
         for p in PRECISIONS
     ]
     groups["resume"] = [
-        (f"stopped and gone on with, {m}", lambda work, m=m: resume(work, m)) for m in MODALITIES
+        (f"stopped and continued, {m}", lambda work, m=m: resume(work, m)) for m in MODALITIES
     ]
     groups["resume"] += [
         (f"forward pass, {m}", lambda work, m=m: forward_speed(work, m)) for m in MODALITIES
@@ -403,10 +403,10 @@ def text(line):
 def process_lines(groups, names, home, cpu, left):
     "The results of one process; what it did not come to has failed."
     words = [sys.executable, __file__, "--home", home, *["--cpu"] * cpu, "--groups", *groups]
-    lines, said = [], "the time was up before it began"
+    lines, output = [], "the time was up before it began"
     if left > 5:
         try:
-            said = subprocess.run(
+            output = subprocess.run(
                 [str(w) for w in words],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -414,11 +414,11 @@ def process_lines(groups, names, home, cpu, left):
                 timeout=left,
             ).stdout
         except subprocess.TimeoutExpired as e:
-            said = (e.stdout or b"").decode(errors="replace") + "\nthe time was up"
-        lines = [json.loads(line[1:]) for line in said.splitlines() if line.startswith("@{")]
+            output = (e.stdout or b"").decode(errors="replace") + "\nthe time was up"
+        lines = [json.loads(line[1:]) for line in output.splitlines() if line.startswith("@{")]
     done = {line["name"] for line in lines}
     return lines + [
-        dict(name=n, passed=False, seconds=0.0, figures={}, error=said[-3000:])
+        dict(name=n, passed=False, seconds=0.0, figures={}, error=output[-3000:])
         for n in names
         if n not in done
     ]

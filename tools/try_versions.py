@@ -40,7 +40,7 @@ WAY = [
     "ecgmm_fuse --gating --signal_encoder xresnet1d_small --spectrogram_encoder se_resnet_small"
     " --epochs 1 --cpu",
     "ecgmm_thresholds --model models/gate-fold0",
-    "ecgmm_predict --model models/gate-fold0/model --data data --out said.csv --cpu",
+    "ecgmm_predict --model models/gate-fold0/model --data data --out scores.csv --cpu",
 ]
 CELLS = r"""
 import json, linecache, re, sys
@@ -127,14 +127,14 @@ def install(which, torch, package, folder, log):
     )
     commands.append([programs / "pip", "freeze"])
     for words in commands:
-        fine, _, said = run(words, folder, log)
+        fine, _, output = run(words, folder, log)
         if not fine:
-            sys.exit(f"{which}: this failed: {' '.join(map(str, words))}\n{said}")
+            sys.exit(f"{which}: this failed: {' '.join(map(str, words))}\n{output}")
     print(
         f"{which}: "
         + " ".join(
             line
-            for line in said.split()
+            for line in output.split()
             if line.split("==")[0].lower().replace("_", "-") in pins("lowest")
         ),
         flush=True,
@@ -173,11 +173,11 @@ def main():
                 for name in a.notebooks
             ]
             for name, words, cwd in ways + books:
-                fine, seconds, said = run(words, cwd, log)
+                fine, seconds, output = run(words, cwd, log)
                 print(f"{'passed' if fine else 'FAILED'} {seconds:4.0f} s  {name}", flush=True)
                 if not fine:
                     failed.append(name)
-                    print(said, flush=True)
+                    print(output, flush=True)
     sys.exit(f"{a.set}: {len(failed)} failed: {', '.join(failed)}" if failed else 0)
 
 
