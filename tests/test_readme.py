@@ -1,32 +1,36 @@
-"The README's table 'the paper's commands and ours': each command of the right column runs as it stands, small networks and one epoch appended, and means what the paper's options mean."
+"""The README's table 'the paper's commands and ours'.
+
+Each command of the right column runs as it stands, small networks and one epoch appended, and means
+what the paper's options mean.
+"""
 
 import hashlib
 import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import BIN, ROOT, SCRIPTS
 from patience import HANG
 
 from ecgmm.folder import load_classifier, load_model
 from ecgmm.models import Backbone
 from ecgmm.synthetic import synthesize
 
-ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 ROWS = re.findall(r"^\| (.+) \| `(ecgmm_\w+[^`]*)` \|$", (ROOT / "README.md").read_text(), re.M)
 SMALL = {  # what makes each command small; an option given twice counts the second time
     "ecgmm_prepare": "--workers 1",
     "ecgmm_finetune": "--epochs 1 --cpu",
-    "ecgmm_fuse": "--epochs 1 --cpu --signal_encoder xresnet1d_small --spectrogram_encoder se_resnet_small",
+    "ecgmm_fuse": "--epochs 1 --cpu --signal_encoder xresnet1d_small"
+    " --spectrogram_encoder se_resnet_small",
     "ecgmm_pretrain": "--epochs 1 --cpu",
-    "ecgmm_reproduce": "--size small --epochs 1 --pretrain_epochs 1 --models spectrogram --arms scratch --cpu",
+    "ecgmm_reproduce": "--size small --epochs 1 --pretrain_epochs 1 --models spectrogram"
+    " --arms scratch --cpu",
     "ecgmm_predict": "--cpu",
     "ecgmm_compare": "--arms scratch,random --modalities spectrogram --tune_epochs 1 --cpu",
     "ecgmm_synthesize": "--n 40",
@@ -52,7 +56,8 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def folder(tmp_path):
-    "A folder in which the commands run one after the other, and a server with a simulated database in the Challenge's layout."
+    """A folder in which the commands run one after the other, and a server with a simulated
+    database in the Challenge's layout."""
     where = tmp_path
     synthesize(where / "server", n=100, seed=0)
     files = sorted(p for p in (where / "server").rglob("*") if p.is_file())
@@ -90,16 +95,43 @@ def run(command, folder):
 
 
 def test_the_table_lists_every_command():
-    scripts = {
-        line.split("=")[0].strip()
-        for line in (ROOT / "settings.ini").read_text().split("console_scripts =")[1].splitlines()
-        if "=" in line
-    }
-    assert {command.split()[0] for _, command in ROWS} == scripts
+    assert {command.split()[0] for _, command in ROWS} == set(SCRIPTS)
+
+
+def check_pretraining_and_thresholds(folder):
+    "What the pre-trained encoders saw, and how thresholds were chosen."
+    for method in ("simclr", "byol"):
+        _, config = load_model(
+            folder / "models" / f"{method}-signal-fold8" / "model", Backbone.from_config
+        )
+        assert (
+            config["pretraining"]["views"] == "paper-pair"
+            and config["pretraining"]["n_windows"] == 1
+            and config["folds"]["test"] == 8
+        )
+    paper = json.loads(
+        (folder / "models" / "signal-fold0" / "thresholds-paper-auprc.json").read_text()
+    )
+    assert (
+        set(paper["thresholds"]) <= {0.1, 0.2, 0.3, 0.4, 0.5}
+        and paper["optimistic"] is True
+        and paper["best_by"] == "auprc"
+    )
+    _, gate = load_classifier(
+        folder / "models" / "gate-fold0" / "model"
+    )  # with the decision that stands beside the weights
+    assert (
+        gate["choice"]["protocol"] == "nested"
+        and gate["calibration"]["kind"] == "temperature"
+        and len(set(gate["thresholds"])) > 1
+    )
 
 
 def test_every_row_runs_and_means_what_the_paper_means(folder):
-    "All commands in their order, each once; then batch size, rate, fold, gating and the pre-trained files, as the model folders tell."
+    """All commands in their order, each once.
+
+    Then batch size, rate, fold, gating and the pre-trained files, as the model folders tell.
+    """
     assert len(ROWS) == len({command for _, command in ROWS}) > 20
     for _, command in ROWS:
         run(command, folder)
@@ -138,28 +170,4 @@ def test_every_row_runs_and_means_what_the_paper_means(folder):
                     "signal": "dino",
                     "spectrogram": "dino",
                 }
-    for method in ("simclr", "byol"):
-        _, config = load_model(
-            folder / "models" / f"{method}-signal-fold8" / "model", Backbone.from_config
-        )
-        assert (
-            config["pretraining"]["views"] == "paper-pair"
-            and config["pretraining"]["n_windows"] == 1
-            and config["folds"]["test"] == 8
-        )
-    paper = json.loads(
-        (folder / "models" / "signal-fold0" / "thresholds-paper-auprc.json").read_text()
-    )
-    assert (
-        set(paper["thresholds"]) <= {0.1, 0.2, 0.3, 0.4, 0.5}
-        and paper["optimistic"] is True
-        and paper["best_by"] == "auprc"
-    )
-    _, gate = load_classifier(
-        folder / "models" / "gate-fold0" / "model"
-    )  # with the decision that stands beside the weights
-    assert (
-        gate["choice"]["protocol"] == "nested"
-        and gate["calibration"]["kind"] == "temperature"
-        and len(set(gate["thresholds"])) > 1
-    )
+    check_pretraining_and_thresholds(folder)
