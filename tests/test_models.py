@@ -233,7 +233,8 @@ for folder in sys.argv[1:]:
         message = str(error)
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     # a compiler of torch's, which "meta" may bring along, takes seconds to import
-    print(f"{more < 0.5 and 'sympy' not in sys.modules}: {more:.1f} GiB more, {message}", flush=True)
+    fine = more < 0.5 and "sympy" not in sys.modules
+    print(f"{fine}: {more:.1f} GiB more, {message}", flush=True)
     os._exit(0)
 """
 

@@ -18,6 +18,8 @@ from conftest import BIN, MODULES, NOTEBOOKS, ROOT, SCRIPTS, copy_of_the_tree, r
 from patience import HANG
 from run_cells import code_cells, directives
 
+from ecgmm.settings import COMMANDS
+
 
 # ---- notebooks and what is made from them
 
@@ -563,7 +565,7 @@ def undocumented(text):
     return silent
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"ecgmm"}))
 def test_help(script):
     status, output = run(BIN / script, "--help", COLUMNS="160")
     assert status == 0, output
@@ -603,12 +605,36 @@ def test_an_undocumented_option_is_found(text):
 
 
 def test_every_command_is_at_home():
-    """Each console script points at a function of a module, and each `ecgmm_...` command of a
-    module has its script."""
-    targets = {":".join(target) for target in SCRIPTS.values()}
+    """Each command has its script, and a function of its name in the module that does the work."""
+    assert {":".join(target) for target in SCRIPTS.values()} == {"ecgmm.settings:main"}
+    assert set(SCRIPTS) == {"ecgmm"} | {f"ecgmm_{name}" for name in COMMANDS}
     defined = {
-        f"ecgmm.{m}:{name}"
+        (f"ecgmm.{m}", name)
         for m in MODULES
-        for name in re.findall(r"^def (ecgmm_\w+)", (ROOT / "ecgmm" / f"{m}.py").read_text(), re.M)
+        for name in re.findall(r"^def ecgmm_(\w+)", (ROOT / "ecgmm" / f"{m}.py").read_text(), re.M)
     }
-    assert targets == defined
+    assert defined == {(command.module, name) for name, command in COMMANDS.items()}
+
+
+def test_ecgmm_lists_the_commands():
+    for words in ([], ["--help"]):
+        status, output = run(BIN / "ecgmm", *words)
+        assert status == 0 and all(f"\n  {name} " in output for name in COMMANDS)
+    assert run(BIN / "ecgmm", "--version") == run(sys.executable, "-m", "ecgmm", "--version")
+    plain = run(BIN / "ecgmm", "finetune", "--help")
+    assert plain == run(BIN / "ecgmm_finetune", "--help") and plain[0] == 0
+
+
+LIGHT = """
+import sys
+sys.argv = ["ecgmm_finetune", "--help"]
+from ecgmm.settings import main
+try: main()
+except SystemExit: pass
+print(sorted({"torch", "scipy", "pandas", "sklearn", "wfdb", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_help_imports_nothing_heavy():
+    status, output = run(sys.executable, "-c", LIGHT)
+    assert status == 0 and output.splitlines()[-1] == "[]", output
