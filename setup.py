@@ -44,7 +44,7 @@ setup(
         "Issues": cfg["git_url"] + "/issues",
         "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md",
     },
-    license_expression="MIT AND BSD-2-Clause",  # the code, and the Challenge's tables
+    license_expression="MIT AND BSD-2-Clause AND CC-BY-4.0",  # the code, the Challenge's and PTB-XL's tables
     license_files=["LICENSE", "ecgmm/tables/LICENSE"],
     packages=find_packages(include=["ecgmm", "ecgmm.*"]),
     package_data={"ecgmm": ["tables/*", "raw_results/*", "py.typed"]},

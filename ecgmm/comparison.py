@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from . import EcgmmError
 from .settings import command, listed
 from .runs import progress as progress_bar
-from .data import ABBREVIATIONS
+from .labels import ABBREVIATIONS
 from .finetune import finetune, probe, random_backbone
 from .metrics import macro, per_class
 from .pretrain import METHODS, load_pretrained, pretrain

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 
 from . import EcgmmError
 from .settings import command, listed
-from .data import ABBREVIATIONS
+from .labels import ABBREVIATIONS
 from .metrics import common_threshold, report
 from ecgmm.models import (
     ENCODERS,

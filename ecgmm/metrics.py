@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import EcgmmError
-from .data import ABBREVIATIONS, challenge_weights
+from .labels import ABBREVIATIONS, Labels
 
 # %% ../nbs/12_metrics.ipynb #ee6cc529
 def _binary(name, what, a):
@@ -143,7 +143,7 @@ def challenge_terms(
         raise EcgmmError(
             f"challenge_terms: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}"
         )
-    worth, n = y.astype(np.float64) @ challenge_weights(), y.sum(axis=1)
+    worth, n = y.astype(np.float64) @ Labels.challenge2020().reward, y.sum(axis=1)
     correct = (np.einsum("nk,nk->n", worth, y) / np.maximum(1, n)).sum()
     return Terms(worth, n, correct, (worth[:, _NORMAL] / (n + ~y[:, _NORMAL])).sum())
 

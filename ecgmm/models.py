@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from . import EcgmmError
 from . import __version__
-from .data import CLASSES, FS, LEADS
+from .data import FS, LEADS
+from .labels import CLASSES
 from .runs import Run, file_error, fingerprint, read_marker, write_whole
 from .spectrogram import FrontEnd
 
@@ -384,7 +385,7 @@ def _fixed_fields():
         "unit": "mV",
         "fs": FS,
         "leads": list(LEADS),
-        "classes": [{"abbr": c.abbr, "code": c.code, "name": c.name} for c in CLASSES],
+        "classes": [{"abbr": c.abbreviation, "code": c.code, "name": c.name} for c in CLASSES],
     }
 
 

@@ -37,15 +37,16 @@ from . import EcgmmError
 from .settings import command, listed
 from .runs import progress
 from ecgmm.data import (
-    ABBREVIATIONS,
-    CLASSES,
     FS,
     LEADS,
+    UNITS,
+    MissingLeads,
     Recording,
     plot_ecg,
     read_recording,
     standard_leads,
 )
+from .labels import ABBREVIATIONS, CLASSES
 from .fusion import load_classifier
 from .models import _checksums
 from .runs import Run, file_error, fingerprint, read_marker
@@ -54,7 +55,6 @@ from .thresholds import decide
 from .windows import choose_device
 
 # %% ../nbs/52_predict.ipynb #bb84d290
-_UNITS = {"uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}  # unit, in lower case -> mV
 _SMALLEST, _LARGEST = (
     0.05,
     20.0,
@@ -80,7 +80,7 @@ def check_voltage(
     likely = [
         u
         for u in ("uV", "mV", "V")
-        if 0.3 <= moves / _UNITS[(unit or "mV").lower()] * _UNITS[u.lower()] <= _LARGEST
+        if 0.3 <= moves / UNITS[(unit or "mV").lower()] * UNITS[u.lower()] <= _LARGEST
     ]
     if unit is None:
         raise EcgmmError(
@@ -116,10 +116,10 @@ def check_array(
         raise EcgmmError("the recording has no samples")
     if fs is None or isinstance(fs, (str, bool)) or not 1 <= fs <= 100_000:
         raise EcgmmError(f"a sampling rate fs from 1 to 100,000 Hz is needed, got {fs!r}")
-    if str(unit).lower() not in _UNITS:
+    if str(unit).lower() not in UNITS:
         raise EcgmmError(f"the unit mV, uV or V is needed, got {unit!r}")
     with np.errstate(over="ignore"):
-        x = x.astype(np.float32) * np.float32(_UNITS[unit.lower()])
+        x = x.astype(np.float32) * np.float32(UNITS[unit.lower()])
     if np.isinf(x).any():
         raise EcgmmError(
             f"finite numbers are needed (NaN where a sample is missing), row {np.isinf(x).any(axis=1).argmax()} has infinite ones"
@@ -127,24 +127,16 @@ def check_array(
     return x
 
 # %% ../nbs/52_predict.ipynb #6f36ea1b
-def _absent(e):
-    "The leads that an error says are missing; an error about something else is raised on."
-    found = re.search(r"\bleads? ([\w, ]+) missing$", str(e))
-    if not found:
-        raise e
-    return found[1].split(", ")
-
-
 def _twelve(read, raw, tolerate):
     "A record of twelve leads and what had to be done for it. `read(derive)` gives the record, `raw()` the leads that are there: x, their names, the rate."
     try:
         return read(False), []
-    except ValueError as e:
-        absent = _absent(e)
+    except MissingLeads as e:
+        absent = e.leads
     try:
         record, lost = read(True), []
-    except ValueError as e:
-        lost = _absent(e)
+    except MissingLeads as e:
+        lost = list(e.leads)
         if "missing" not in tolerate:
             raise EcgmmError(f"{e}; with 'missing' tolerated it is judged as if flat") from None
         x, names, fs = raw()
@@ -172,20 +164,20 @@ def _read_file(path, tolerate):
     def raw():  # `read_recording` has found everything but the leads to be in order
         r = wfdb.rdrecord(str(path.with_suffix("")))
         return (
-            (r.p_signal.T * [[_UNITS[u.lower()]] for u in r.units]).astype(np.float32),
+            (r.p_signal.T * [[UNITS[u.lower()]] for u in r.units]).astype(np.float32),
             r.sig_name,
             r.fs,
         )
 
     path = _header(path)
-    return _twelve(partial(read_recording, path), raw, tolerate)
+    return _twelve(lambda derive: read_recording(path, derive=derive), raw, tolerate)
 
 
 def _read_array(x, fs, leads, unit, tolerate):
     "Rows of an array."
     x = check_array(x, fs, leads, unit)
     return _twelve(
-        lambda derive: Recording("", standard_leads(x, leads, derive), fs),
+        lambda derive: Recording("", standard_leads(x, leads, derive=derive), fs),
         lambda: (x, leads, fs),
         tolerate,
     )
@@ -231,7 +223,7 @@ def load_recording(
     if gone.any():  # a lead without any sample is as good as not there: it may follow from others
         x, names = r.x[~gone], np.array(LEADS)[~gone]
         r, more = _twelve(
-            lambda derive: Recording("", standard_leads(x, names, derive), fs),
+            lambda derive: Recording("", standard_leads(x, names, derive=derive), fs),
             lambda: (x, names, fs),
             tolerate,
         )

@@ -30,7 +30,8 @@ from . import EcgmmError
 from .settings import command, listed
 from .runs import progress as progress_bar
 from .comparison import results_file, save_comparison, study_part
-from .data import ABBREVIATIONS, FS
+from .data import FS
+from .labels import ABBREVIATIONS
 from .fusion import load_classifier
 from .predict import open_model, plot_prediction, predictions
 from .finetune import training_history

@@ -23,17 +23,8 @@ from scipy.signal import butter, sosfiltfilt
 from . import EcgmmError
 from .settings import command, listed
 from .runs import progress as progress_bar
-from ecgmm.data import (
-    ABBREVIATIONS,
-    CLASSES,
-    FS,
-    LEADS,
-    code_names,
-    file_fault,
-    label_vector,
-    read_recording,
-    resample,
-)
+from .data import FS, LEADS, file_fault, read_recording, resample
+from .labels import ABBREVIATIONS, CLASSES, Labels, code_names
 from .folds import ROLES, make_folds, make_groups, read_patients, roles, table_digests
 from .runs import Run, file_digest, file_error, fingerprint, read_marker, write_whole
 
@@ -136,7 +127,7 @@ def prepare_recording(
     max_missing: float = 0.05,  # the largest share of missing samples that is bridged in a lead
 ) -> tuple:  # (T, 12) int16 µV at 100 Hz, and a dict of what `records.csv` says of the record
     "One file, ready for the store; `EcgmmError` says why it cannot be taken, any other error is not the file's fault."
-    r = read_recording(path, derive)
+    r = read_recording(path, derive=derive)
     if r.name[0] in _FORMULA:
         raise EcgmmError(
             f"{path}: the name {r.name!r} in the header begins like a formula of a spreadsheet: change it"
@@ -628,7 +619,9 @@ def data_card(
 ) -> str:  # Markdown
     "What a person should know of these data before training on them."
     r, skipped = store.records, pd.read_csv(store.folder / "skipped.csv", dtype=str)
-    counts = pd.DataFrame({c.abbr: r.groupby("source")[c.abbr].sum() for c in CLASSES}).T
+    counts = pd.DataFrame(
+        {c.abbreviation: r.groupby("source")[c.abbreviation].sum() for c in CLASSES}
+    ).T
     counts.insert(0, "name", [c.name for c in CLASSES])
     counts["all"] = r[list(ABBREVIATIONS)].sum()
     codes = r["codes"].str.split().explode().dropna()
@@ -863,7 +856,7 @@ def _finish(run, done, lost, who, settings):
     if not len(rows):
         run.drop(*run.files)  # nothing is left of a store without recordings
         raise _none_usable(dict(skipped))
-    y = np.stack([label_vector(codes.split()) for codes in rows["codes"]])
+    y = np.stack([Labels.challenge2020().vector(codes.split()) for codes in rows["codes"]])
     rows["patient"] = [who.get(name, "") for name in rows["name"]]
     groups = make_groups(list(rows["patient"]), list(rows["hash"]))
     try:

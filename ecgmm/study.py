@@ -18,7 +18,7 @@ import pandas as pd
 from . import EcgmmError
 from .runs import progress as progress_bar
 from .comparison import FIGURES, SETTINGS, finetune_stage, one_process, pretrain_stage, ranks
-from .data import ABBREVIATIONS
+from .labels import ABBREVIATIONS
 from .finetune import CHOICES
 from .fusion import MODALITIES, fuse
 from .metrics import bootstrap_interval, challenge_score, macro, per_class, report

@@ -19,7 +19,8 @@ from scipy.signal import butter, sosfilt
 from . import EcgmmError
 from .settings import command
 from .runs import progress as progress_bar
-from .data import ABBREVIATIONS, CLASSES, Recording, recording_files
+from .data import Recording, recording_files
+from .labels import ABBREVIATIONS, CLASSES
 from .runs import Run
 
 # %% ../nbs/03_synthetic.ipynb #7e58b25d
@@ -631,7 +632,7 @@ def _checked(classes):
 def simulate(
     classes=(
         "NSR",
-    ),  # abbreviations of `ecgmm.data.ABBREVIATIONS`, or VEB, STD, LVH; none: ordinary sinus rhythm
+    ),  # abbreviations of `ecgmm.labels.ABBREVIATIONS`, or VEB, STD, LVH; none: ordinary sinus rhythm
     seconds: float = 10.0,  # length, s
     fs: float = 500.0,  # Hz
     rng=None,  # seed or generator of all that changes from record to record
@@ -752,7 +753,7 @@ def sample_classes(
 # %% ../nbs/03_synthetic.ipynb #b672264a
 def _codes(c, extra, rng):
     "The SNOMED codes of the classes (one of the equivalent ones), and of an unscored finding."
-    return tuple(str(rng.choice([k.code, *k.same_as])) for k in CLASSES if k.abbr in c) + (
+    return tuple(str(rng.choice([k.code, *k.same_as])) for k in CLASSES if k.abbreviation in c) + (
         (_UNSCORED[extra],) if extra else ()
     )
 

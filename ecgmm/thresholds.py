@@ -20,7 +20,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from . import EcgmmError
 from .settings import command
-from .data import ABBREVIATIONS
+from .labels import ABBREVIATIONS
 from ecgmm.metrics import (
     _labels_and_prob,
     bootstrap_interval,

@@ -81,6 +81,9 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; what is not nam
     "06_windows": 15,
     "03_synthetic": 10,
     "12_metrics": 10,
+    "test_data": 10,
+    "00_data": 10,
+    "01_labels": 8,
 }
 
 

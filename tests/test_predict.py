@@ -16,7 +16,8 @@ import torch
 from patience import HANG
 
 from ecgmm import EcgmmError
-from ecgmm.data import ABBREVIATIONS, CLASSES, Recording, read_recording, write_recording
+from ecgmm.data import Recording, read_recording, write_recording
+from ecgmm.labels import ABBREVIATIONS, CLASSES
 from ecgmm.finetune import finetune
 from ecgmm.models import Classifier, save_model
 from ecgmm.predict import ecgmm_predict, predict

@@ -8,6 +8,7 @@ A notebook that has them gets them brought up to date, so this can be run again 
 here, so saved outputs that were fresh stay fresh: the notebook's stamp is renewed.
 """
 
+import re
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -52,7 +53,7 @@ def place(nb, name):
 
     def ours(c):
         return c.source.startswith('<a href="https://colab.research.google.com/') or (
-            'isdir("/content")' in c.source and "clone" in c.source
+            re.search(r'isdir\(\s*"/content"', c.source) and "clone" in c.source
         )
 
     old = [c for c in nb.cells if ours(c)]

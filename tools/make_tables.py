@@ -1,33 +1,51 @@
-"""Make `ecgmm/tables` from the evaluation tables of the PhysioNet/CinC Challenge 2020 (BSD-2).
+"""Make `ecgmm/tables` from published tables.
 
-    python tools/make_tables.py FOLDER      # with weights.csv, dx_mapping_scored.csv, dx_mapping_unscored.csv, LICENSE
+    python tools/make_tables.py CHALLENGE PTBXL
+
+CHALLENGE has weights.csv, dx_mapping_scored.csv, dx_mapping_unscored.csv and LICENSE of the
+evaluation code of the PhysioNet/CinC Challenge 2020 (BSD-2), PTBXL scp_statements.csv of PTB-XL 1.0.3 (CC BY 4.0).
 
 `weights.csv`: the 27 x 27 reward matrix with the three pairs of equivalent classes merged, so 24 x 24.
-`codes.csv`: every SNOMED code of the two mapping files with its abbreviation, name and whether it is scored.
+`ptbxl_statements.csv`: the 71 statements with description and classes.
+`challenge2020.csv` is kept by hand (names, spellings); it is held against the official codes here.
 """
 
 import sys
 from pathlib import Path
-import pandas as pd
-from ecgmm.data import CLASSES
 
-source, target = Path(sys.argv[1]), Path(__file__).parents[1] / "ecgmm" / "tables"
-weights = pd.read_csv(source / "weights.csv", index_col=0)
+import pandas as pd
+
+from ecgmm.labels import Labels, code_names
+
+challenge, ptbxl = map(Path, sys.argv[1:3])
+target = Path(__file__).parents[1] / "ecgmm" / "tables"
+labels = Labels.challenge2020()
+
+weights = pd.read_csv(challenge / "weights.csv", index_col=0)
 weights.index = weights.index.astype(str)
-for cls in CLASSES:  # merging is only right if equivalent classes have equal rows
-    for other in cls.same_as:
-        assert (weights.loc[cls.code] == weights.loc[other]).all(), cls
-kept = [c.code for c in CLASSES]
-assert [c for c in weights.index if c in kept] == kept, (
-    "the classes are not in the order of weights.csv"
-)
+for label in labels.items:  # merging is only right if equivalent classes have equal rows
+    for other in label.same_as:
+        assert (weights.loc[label.code] == weights.loc[other]).all(), label
+kept = list(labels.codes)
+assert [c for c in weights.index if c in kept] == kept, "not in the order of weights.csv"
 weights.loc[kept, kept].to_csv(target / "weights.csv")
-scored, unscored = (
-    pd.read_csv(source / f"dx_mapping_{k}.csv", dtype=str) for k in ("scored", "unscored")
+
+official = [
+    code
+    for kind in ("scored", "unscored")
+    for code in pd.read_csv(challenge / f"dx_mapping_{kind}.csv", dtype=str)["SNOMED CT Code"]
+]
+assert set(official) == set(code_names()), "challenge2020.csv has other codes than the Challenge"
+
+statements = pd.read_csv(ptbxl / "scp_statements.csv", dtype=str, keep_default_na=False)
+statements = statements.rename(
+    columns={
+        statements.columns[0]: "code",
+        "diagnostic_class": "superclass",
+        "diagnostic_subclass": "subclass",
+    }
 )
-codes = pd.concat([scored.assign(scored=1), unscored.assign(scored=0)])
-codes = codes.rename(
-    columns={"SNOMED CT Code": "code", "Abbreviation": "abbreviation", "Dx": "name"}
-)
-codes[["code", "abbreviation", "name", "scored"]].to_csv(target / "codes.csv", index=False)
-(target / "LICENSE").write_text((source / "LICENSE").read_text())
+for kind in ("diagnostic", "form", "rhythm"):
+    statements[kind] = (statements[kind] == "1.0").astype(int)
+columns = ["code", "description", "diagnostic", "form", "rhythm", "superclass", "subclass"]
+statements[columns].to_csv(target / "ptbxl_statements.csv", index=False)
