@@ -25,7 +25,7 @@ from . import __version__
 from .data import FS, LEADS
 from .labels import CLASSES
 from .runs import Run, file_error, fingerprint, read_marker, write_whole
-from .spectrogram import FrontEnd
+from .spectrogram import FrontEnd, make_front
 
 # %% ../nbs/10_models.ipynb #4bd0fa2d
 def _conv(n_in, n_out, kernel, stride=1, relu=True, bias=False, dims=1):
@@ -277,7 +277,7 @@ class Backbone(nn.Module):
                     f"{cls.__name__}.from_config: the field {field!r} is needed, got {config.get(field)!r}"
                 )
         front, encoder = (
-            FrontEnd(config["modality"]),
+            make_front(config["modality"]),
             make_encoder(config["encoder"], config.get("width"), config.get("layers")),
         )
         if isinstance(encoder, XResNet1d) != (front.modality == "signal"):

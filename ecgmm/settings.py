@@ -162,14 +162,20 @@ class TrainSettings:
     batch_size: int = 32  # windows; when pre-training, recordings (the paper: 128 to 1024)
     windows_per_recording: int = 5  # drawn from each recording in an epoch (the paper: 5)
     lr: float = 3e-3  # peak learning rate of AdamW (the paper: 5e-3 with Adam)
+    final_lr: float = 1e-5  # learning rate of the last step
+    warmup: float = 0.1  # share of the steps in which the learning rate climbs, 0 to below 1
     weight_decay: float = 0.01  # on weights, not on norms and biases (the paper: none)
-    clip: float = 1.0  # largest norm of the gradient, above 0
+    clip: float | None = 1.0  # largest norm of the gradient, above 0; None: no limit
     precision: Literal["no", "bf16"] = "no"  # no: float32; bf16: mixed with 16-bit numbers
     seed: int = 0  # of weights, order, windows and views; 0 to 4294967295
 
     def __post_init__(self):
-        _at_least(self, epochs=1, batch_size=1, windows_per_recording=1, weight_decay=0)
-        _between(self, 0, float("inf"), "lr", "clip", ends="high")
+        _at_least(self, epochs=1, batch_size=1, windows_per_recording=1)
+        _at_least(self, weight_decay=0, final_lr=0)
+        _between(
+            self, 0, float("inf"), "lr", *(["clip"] if self.clip is not None else []), ends="high"
+        )
+        _between(self, 0, 1, "warmup", ends="low")
         _between(self, 0, _SEEDS, "seed", ends="low")
         _one_of(self, "precision", ("no", "bf16"))
 
@@ -454,7 +460,7 @@ class PrepareOptions:
     data: Words = ("data",)  # folders with recordings at any depth
     store: str = "store"  # folder of the store to make
     patients: str | None = None  # CSV with record,patient, or PTB-XL's ptbxl_database.csv
-    labels: str = "challenge2020"  # challenge2020, ptbxl-superclass, ..., or a CSV of your own
+    classes: str = "challenge2020"  # challenge2020, ptbxl-superclass, ..., or a CSV of your own
     settings: PrepareSettings = PrepareSettings()
     overwrite: bool = False  # replace a store that is there and was made otherwise
     workers: int | None = None  # recordings at a time; one a core if not given

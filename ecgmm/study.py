@@ -17,14 +17,22 @@ import pandas as pd
 
 from . import EcgmmError
 from .runs import progress as progress_bar
-from .comparison import FIGURES, SETTINGS, finetune_stage, one_process, pretrain_stage, ranks
+from .comparison import SETTINGS, finetune_stage, one_process, pretrain_stage
 from .labels import ABBREVIATIONS
 from .finetune import CHOICES
 from .fusion import MODALITIES, fuse
-from .metrics import bootstrap_interval, challenge_score, macro, per_class, report
-from .pretrain import METHODS
+from ecgmm.metrics import (
+    WEIGHTED_METRICS,
+    bootstrap_interval,
+    challenge_score,
+    macro,
+    per_class,
+    ranks,
+    report,
+)
 from .models import save_decision
 from .runs import Run, fingerprint, keyed, read_marker
+from .settings import METHODS
 from .store import Store, as_fold
 from ecgmm.thresholds import (
     CALIBRATIONS,
@@ -512,7 +520,7 @@ def class_scores(
         row = dict(
             positives=int(y.sum()), decided=int(decided.sum()), found=int((decided & (y > 0)).sum())
         )
-        for m, of in FIGURES.items():
+        for m, of in WEIGHTED_METRICS.items():
             values = of(y, prob, weight) if 0 < y.sum() < len(y) else np.full(draws + 1, np.nan)
             low, high = (
                 np.nanquantile(values[1:], [0.025, 0.975])
@@ -580,7 +588,7 @@ def as_comparison(
         all_ranks.append(ranks(prob))
         c = per_class(y, prob)
         figures.append(
-            {f"{m}_3": macro(c[m], c["positives"], 3) for m in FIGURES}
+            {f"{m}_3": macro(c[m], c["positives"], 3) for m in WEIGHTED_METRICS}
             | dict(classes_3=int((c["positives"] >= 3).sum()))
         )
     longest = max(map(len, all_ranks))

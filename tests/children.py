@@ -16,8 +16,8 @@ from patience import HANG
 
 CONFIG = ConfigParser(delimiters=["="])
 CONFIG.read(Path(__file__).resolve().parents[1] / "settings.ini", encoding="utf-8")
-MODULES = {
-    name.strip(): target.split(":")[0].strip()
+TARGETS = {  # command -> module and function
+    name.strip(): target.strip().split(":")
     for name, target in (
         line.split("=")
         for line in CONFIG["DEFAULT"]["console_scripts"].splitlines()
@@ -74,7 +74,8 @@ class Child:
 
 def child(name, *words, cwd=".", before=lambda: None):
     "A command with what stands behind its name on the command line, after `before` has been called in its process."
-    f = getattr(importlib.import_module(MODULES[name]), name)
+    module, function = TARGETS[name]
+    f = getattr(importlib.import_module(module), function)
 
     def call():
         before()
