@@ -626,7 +626,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command(PretrainOptions, "ecgmm.pretrain"),
     "finetune": Command(FinetuneOptions, "ecgmm.finetune"),
     "fuse": Command(FuseOptions, "ecgmm.finetune"),
-    "thresholds": Command(ThresholdsOptions, "ecgmm.thresholds"),
+    "thresholds": Command(ThresholdsOptions, "ecgmm.judgement"),
     "predict": Command(PredictOptions, "ecgmm.predict"),
     "compare": Command(CompareOptions, "ecgmm.study"),
     "reproduce": Command(StudyOptions, "ecgmm.results"),

@@ -113,8 +113,8 @@ class Goal:
     title = ""  # of an axis
 
     def __init__(self, fold: Predictions):
-        self.known = fold.known
-        self.y = np.asarray(fold.y, dtype=bool) & fold.known
+        self.known = np.asarray(fold.known)
+        self.y = np.asarray(fold.y, dtype=bool) & self.known
         if not self.y.any():
             raise EcgmmError("thresholds need recordings that have a class, here there are none")
 
@@ -244,7 +244,7 @@ def official_thresholds(
     objective.take(fold.prob >= others)
     thresholds = np.empty(len(fold.labels))
     for k in range(len(thresholds)):
-        cuts = find_cuts(fold.prob[:, k], fold.known[:, k])
+        cuts = find_cuts(fold.prob[:, k], objective.known[:, k])
         values = objective.along(k, cuts)[cuts.count(grid)]
         thresholds[k] = grid[np.argmax(values >= values.max() - 1e-9)]
     return thresholds
@@ -292,7 +292,8 @@ def coordinate_ascent(
     cuts = [find_cuts(p, known) for p, known in zip(prob.T, objective.known.T, strict=True)]
     moving = np.flatnonzero(objective.y.any(axis=0))
     for _ in range(sweeps):
-        if not any([_improve(objective, prob, thresholds, k, cuts[k]) for k in moving]):
+        improved = [_improve(objective, prob, thresholds, k, cuts[k]) for k in moving]
+        if not any(improved):
             break
     return thresholds
 
@@ -402,7 +403,7 @@ def plot_thresholds(
         layout="constrained",
     )
     for k, name in enumerate(fold.labels.abbreviations):
-        ax, cuts = axes.flat[k], find_cuts(fold.prob[:, k], fold.known[:, k])
+        ax, cuts = axes.flat[k], find_cuts(fold.prob[:, k], objective.known[:, k])
         # a threshold up to a probability decides it
         at = np.concatenate([[1.1], cuts.values])
         _draw_curve(ax, at, objective.as_score(objective.along(k, cuts)))
@@ -459,7 +460,7 @@ def fit_calibration(
     fit = fit_temperature if kind == "temperature" else fit_isotonic
     fitted: list = [1.0 if kind == "temperature" else ([0.0, 1.0], [0.0, 1.0])] * len(fold.labels)
     for k in range(len(fitted)):
-        known = fold.known[:, k]
+        known = np.asarray(fold.known)[:, k]
         y, prob = np.asarray(fold.y[known, k], dtype=bool), fold.prob[known, k]
         if min(y.sum(), (~y).sum()) >= min_positives:
             fitted[k] = fit(y, prob)
@@ -513,7 +514,7 @@ class Decision(TypedDict):
 
 def choose_decision(
     tune: Predictions,  # the recordings to choose on, none of which may be reported
-    choice: ChoiceSettings = ChoiceSettings(),  # noqa: B008 - frozen
+    choice: ChoiceSettings = ChoiceSettings(),
 ) -> Decision:
     "Fit the calibration, then search the thresholds of the calibrated probabilities."
     if choice.search not in SEARCHES:
@@ -523,7 +524,7 @@ def choose_decision(
     calibrated = tune.with_prob(calibrate(calibration, tune.prob))
     thresholds = np.asarray(SEARCHES[choice.search](calibrated, goal), dtype=np.float64)
     _check_thresholds(thresholds, len(tune.labels))
-    settings = as_dict(replace(choice, goal=goal))
+    settings = as_dict(choice) | {"goal": goal}
     return Decision(calibration=calibration, thresholds=thresholds.tolist(), choice=settings)
 
 
