@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FEWEST_PATIENTS', 'Bins', 'reliability', 'expected_calibration_error', 'plot_reliability', 'metric_interval',
-           'Judgement', 'judge', 'judge_both', 'chosen_files', 'read_predictions', 'choose', 'ecgmm_thresholds']
+           'Judgement', 'judge', 'average_runs', 'judge_both', 'chosen_files', 'read_predictions', 'choose',
+           'ecgmm_thresholds']
 
 # %% ../nbs/51_judgement.ipynb #51a00004
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,6 +213,14 @@ def judge(
     )
 
 # %% ../nbs/51_judgement.ipynb #51a0001e
+def average_runs(
+    runs: Sequence[dict[str, Predictions]],  # each by role, of the same recordings
+) -> dict[str, Predictions]:  # the roles that all runs have
+    "The mean probabilities of several runs, role by role."
+    roles = [role for role in runs[0] if all(role in run for run in runs)]
+    return {role: Predictions.mean([run[role] for run in runs]) for role in roles}
+
+
 def judge_both(
     predictions: dict[str, Predictions],  # see `judge`
     choice: ChoiceSettings = ChoiceSettings(),  # of the held-out protocol
