@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from . import EcgmmError
 from .labels import Labels
 from .metrics import METRICS, Predictions, bootstrap_interval, load_predictions
-from .models import save_decision
+from .folder import read_config, save_decision
 from .runs import Run, finished, plain
 from .settings import ChoiceSettings, ThresholdsOptions
 from .thresholds import SEARCHES, Decision, calibrate, choose_decision
@@ -261,16 +261,17 @@ def chosen_files(
 
 
 def _from_arrays(path, saved):
-    "Predictions by role from the arrays of a run of this version: the 24 classes, no patients."
+    "Predictions by role from the arrays of a run that does not keep its patients."
     needed = [
         f"{role}_{name}" for role in ("tune", "test") for name in ("path", "rows", "y", "prob")
     ]
     if missing := [name for name in needed if name not in saved]:
         raise EcgmmError(f"{path} has no {missing[0]}: train the classifier again")
-    roles = {}
+    config = read_config(path.with_name(path.stem.replace("predictions", "model")))
+    labels, roles = Labels.from_dict(config["labels"]), {}
     for role in ("tune", "test"):
         y, prob, paths, rows = (saved[f"{role}_{name}"] for name in ("y", "prob", "path", "rows"))
-        roles[role] = Predictions(Labels.challenge2020(), y, prob, rows, paths, np.arange(len(y)))
+        roles[role] = Predictions(labels, y, prob, rows, paths, np.arange(len(y)))
     if "paper_prob" in saved:
         roles["paper"] = roles["test"].with_prob(saved["paper_prob"])
     return roles
@@ -280,6 +281,7 @@ def read_predictions(
     path: str | Path,  # predictions.npz of a run
 ) -> dict[str, Predictions]:  # "tune", "test", and "paper" where the run has kept it
     "The predictions of a finished run by role."
+    path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as saved:
             if any(name.endswith("/labels") for name in saved.files):

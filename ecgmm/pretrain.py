@@ -19,7 +19,8 @@ from .runs import progress as progress_bar
 from .runs import file_digest, finished, read_marker
 from .folds import header_key, joined_groups, namespaces, patient_key
 from .metrics import macro, per_class
-from .models import ENCODERS, Backbone, load_model, save_model
+from .folder import load_model, save_model
+from .models import Backbone
 from .probes import features, knn_probabilities
 from .store import Store, as_fold
 from .training import begin_together, fit, processes
@@ -267,7 +268,8 @@ def pretrain(
         lr=(lr, 0),
         weight_decay=(weight_decay or 0, 0),
     )
-    config = dict(modality=modality, encoder=encoder or ENCODERS.get(modality, ""))
+    front = look_up(FRONTS, modality, "modality")
+    config = dict(modality=modality, encoder=encoder or front.encoder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         learner = make_method(method, Backbone.from_config(config), views, **own)

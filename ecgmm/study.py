@@ -30,7 +30,7 @@ from ecgmm.metrics import (
     ranks,
     report,
 )
-from .models import save_decision
+from .folder import save_decision
 from .runs import Run, fingerprint, keyed, read_marker
 from .settings import METHODS
 from .store import Store, as_fold

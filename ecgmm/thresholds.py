@@ -10,7 +10,7 @@ __all__ = ['GOALS', 'OFFICIAL_GRID', 'COMMON_GRID', 'SEARCHES', 'CALIBRATIONS', 
            'calibrate', 'Decision', 'choose_decision', 'decide']
 
 # %% ../nbs/50_thresholds.ipynb #3ef8cb31
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np

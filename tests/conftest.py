@@ -84,6 +84,8 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; what is not nam
     "03_synthetic": 10,
     "12_metrics": 10,
     "test_data": 10,
+    "test_models": 10,
+    "14_folder": 10,
     "00_data": 10,
     "01_labels": 8,
 }
