@@ -238,3 +238,9 @@ def test_labels_without_a_reward_matrix():
     assert choose_decision(fold)["choice"]["goal"] == "f_measure"
     assert choose_decision(TUNE, ChoiceSettings(goal="f_measure"))["choice"]["goal"] == "f_measure"
     assert choose_decision(TUNE)["choice"]["goal"] == "challenge"
+
+
+def test_the_card_names_the_metric_of_the_interval(run):
+    for goal, title in (("f_measure", "F1"), ("challenge", "Challenge score")):
+        choose(run, ChoiceSettings(goal=goal), draws=20)
+        assert f"The {title}'s 95 % interval" in (run / "model" / "README.md").read_text()
