@@ -1,4 +1,7 @@
-"""A user's own parts, one of each kind, registered by this one file: `ecgmm_pretrain --import my_part.py --method agreement`."""
+"""A user's own parts, one of each kind, registered by this one file.
+
+    ecgmm_pretrain --import my_part.py --method agreement --branch slope
+"""
 
 from dataclasses import dataclass
 
@@ -32,7 +35,8 @@ class Agreement(nn.Module):
         (views,) = make_views(batch["x"], self.front, self.views, rng)
         one, two = self.encoder(views).chunk(2)
         flat = (1 - one.std(0)).relu().mean()
-        return (one - two).square().mean() + self.settings.strength * flat, {"flat": flat.detach()}
+        loss = (one - two).square().mean() + self.settings.strength * flat
+        return loss, {"flat": flat.detach()}
 
 
 class SlopeFront(FrontEnd):

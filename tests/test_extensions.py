@@ -1,16 +1,18 @@
-"A user's own parts and classes: registered by one file, used by name through the commands; nothing of the package is touched."
+"""A user's own parts and classes, through the commands.
+
+Parts are registered by one file and used by name; nothing of the package is touched.
+"""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_commands import run
+from children import command as run
 
-from ecgmm.data import read_recording, write_recording
+from ecgmm.data import NO_DATA, read_recording, real_data, write_recording
 from ecgmm.labels import Labels, ptbxl_codes
 from ecgmm.metrics import load_predictions
 from ecgmm.settings import METHODS
@@ -42,7 +44,7 @@ def read_json(path):
 
 
 def test_parts_of_a_file(folder):
-    "A method, a modality, an encoder, a recipe of views, a join, a head and a metric, each by its name."
+    "A method, modality, encoder, recipe of views, join, head and metric, each by its name."
     options = [*MINE, "--method", "agreement", "--views", "noisy", "--strength", 0.5]
     options += ["--branch", "slope", "--probe_every", 1, *FAST]
     said = run("ecgmm_pretrain", *options, cwd=folder)
@@ -66,7 +68,7 @@ def test_parts_of_a_file(folder):
     assert branches == [("slope", "tiny"), ("signal", "tiny")]
     assert (config["join"], config["head"]) == ("scaled", "one-layer")
     assert config["pretraining"]["slope"]["method"] == method
-    scores = read_json(folder / "mine" / "model" / "decision.json")["metrics"]["test"]
+    scores = read_json(folder / "mine" / "model" / "decision.json")["decision"]["metrics"]["test"]
     assert np.isclose(scores["brier"], brier)
     assert "Brier score" in (folder / "mine" / "model" / "README.md").read_text()
 
@@ -108,7 +110,7 @@ def check_classes(folder, store, labels, data):
 
     run("ecgmm_thresholds", "--model", out, cwd=folder)
     decision = read_json(out / "model" / "decision.json")
-    assert len(decision["thresholds"]) == len(labels)
+    assert len(decision["decision"]["thresholds"]) == len(labels)
     answers = folder / f"answers-{store}.csv"
     run("ecgmm_predict", "--model", out, "--data", data, "--out", answers, "--cpu", cwd=folder)
     table = pd.read_csv(answers)
@@ -131,7 +133,7 @@ def test_five_classes_of_ones_own(folder):
 
 
 def superclass_recordings(source, target, labels):
-    "Copies of PTB-XL's recordings whose diagnoses are their superclasses, of those that have one."
+    "Copies of PTB-XL's recordings with their superclasses as diagnoses, of those that have one."
     table = pd.read_csv(source / "ptbxl_database.csv").set_index("ecg_id")
     present = {}
     for header in sorted((source / "records100").rglob("*.hea")):
@@ -145,9 +147,9 @@ def superclass_recordings(source, target, labels):
 
 
 def test_superclasses_of_ptbxl(tmp_path):
-    source = Path(os.environ.get("ECGMM_REAL", "nowhere")) / "ptb-xl-100hz"
+    source = (real_data() or tmp_path / "nowhere") / "ptb-xl-100hz"
     if not source.is_dir():
-        pytest.skip("PTB-XL's recordings are needed: ECGMM_REAL names the folder with ptb-xl-100hz")
+        pytest.skip(f"{NO_DATA}; ptb-xl-100hz is needed")
     labels = Labels.ptbxl("superclass")
     present = superclass_recordings(source, tmp_path / "data", labels)
     prepare = ["--data", "data", "--store", "ptbxl", "--classes", "ptbxl-superclass"]

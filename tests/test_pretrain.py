@@ -1,4 +1,7 @@
-"Pre-training from the command line: killed and resumed, given to the classifier, refused where it would leak; and damaged lists."
+"""Pre-training from the command line, and the lists of what was seen.
+
+Runs are killed and resumed, given to the classifier, and refused where they would leak.
+"""
 
 import copy
 import json
@@ -11,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from children import child
+from children import child, launcher
+from children import command as run
+from conftest import BIN
 from patience import HANG
 from safetensors.torch import load_file
-from test_commands import BIN, run
-from test_two_processes import launcher
 
 from ecgmm import EcgmmError, runs
 from ecgmm.folder import load_model, save_model
@@ -101,7 +104,11 @@ def test_killed_and_resumed(stores, tmp_path, method):
 
 
 def test_stopped_by_hand(stores, tmp_path):
-    "Ctrl-C is one line; the run is begun, not done, is not taken for an encoder, and the same command ends as an undisturbed one."
+    """Ctrl-C is one line.
+
+    The run is begun, not done, is not taken for an encoder, and the same command ends as an
+    undisturbed one.
+    """
     options = ["--store", stores / "other", "--method", "byol", "--epochs", 3, "--batch_size", 16]
     options += ["--probe_every", 0, *SMALL]
     stop = interrupted("stopped", signal.SIGINT, after=1)
@@ -221,7 +228,11 @@ def test_in_two_processes(stores, tmp_path):
 
 
 def test_a_left_out_source_is_left_out_everywhere(stores, tmp_path):
-    "Leave-one-source-out: the source's recordings in a further store are not seen either, and a backbone that saw them is refused."
+    """Leave-one-source-out.
+
+    The source's recordings in a further store are not seen either, and a backbone that saw them is
+    refused.
+    """
     store, other = Store(stores / "store"), Store(stores / "other")
     assert (other.records["source"] == "georgia").any()
     rows = allowed_rows(store, store.split(source="georgia"), [other])
