@@ -1,6 +1,6 @@
 """A user's own parts, one of each kind, registered by this one file.
 
-    ecgmm_pretrain --import my_part.py --method agreement --branch slope
+ecgmm_pretrain --import my_part.py --method agreement --branch slope
 """
 
 from dataclasses import dataclass
