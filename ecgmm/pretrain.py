@@ -111,17 +111,23 @@ class _Seen(NamedTuple):
         return [self.store, *self.unlabelled]
 
 
+def _n_of_source(stores, source):
+    "How many recordings of these stores are of a source."
+    return sum(int((store.records["source"] == source).sum()) for store in stores)
+
+
 def _left_out(seen):
     "Why recordings are not seen, in numbers."
     if seen.transductive:
         return dict(held_out=0, train=0, further_source=0, further=0)
-    of_source = [(s.records["source"] == seen.split.source).sum() for s in seen.unlabelled]
-    further = sum(map(len, seen.unlabelled)) - sum(map(len, seen.rows[1:]))
+    n_train = len(seen.split.unlabelled)
+    n_source = _n_of_source(seen.unlabelled, seen.split.source)
+    n_further = sum(map(len, seen.unlabelled)) - sum(map(len, seen.rows[1:]))
     return dict(
-        held_out=len(seen.store) - len(seen.split.unlabelled),
-        train=len(seen.split.unlabelled) - len(seen.rows[0]),
-        further_source=int(sum(of_source)),
-        further=further - int(sum(of_source)),
+        held_out=len(seen.store) - n_train,
+        train=n_train - len(seen.rows[0]),
+        further_source=n_source,
+        further=n_further - n_source,
     )
 
 # %% ../nbs/29_pretrain.ipynb #9b7f1a1b
@@ -160,11 +166,14 @@ class _Probe:
         }
 
     def __call__(self, learner) -> dict[str, float]:
-        h = self.features(Backbone(learner.front, learner.encoder))
-        y = self.store.y[self.split.train]
-        prob = knn_probabilities(h["train"], y, h["tune"], min(_N_NEIGHBOURS, len(y)))
+        prob = self.probabilities(Backbone(learner.front, learner.encoder))
         ranked = per_class(self.store.y[self.split.tune], prob)
         return {"knn_auroc": macro(ranked["auroc"], ranked["positives"])}
+
+    def probabilities(self, backbone):
+        "Labels of the nearest training recordings of each tune recording, their mean."
+        h, y = self.features(backbone), self.store.y[self.split.train]
+        return knn_probabilities(h["train"], y, h["tune"], min(_N_NEIGHBOURS, len(y)))
 
     def features(self, backbone):
         "Features of both roles."
@@ -220,15 +229,19 @@ def _check_precision(accelerator):
         )
 
 
+def _check_alike(one, other):
+    "An error where two stores were not prepared alike."
+    if other.meta["options"] != one.meta["options"]:
+        raise EcgmmError(
+            f"stores prepared alike are needed: {one.folder} has {one.meta['options']}, "
+            f"{other.folder} {other.meta['options']}"
+        )
+
+
 def _check_seen(seen):
     "An error where stores do not fit together, or nothing may be seen."
-    first = seen.store
     for other in seen.unlabelled:
-        if other.meta["options"] != first.meta["options"]:
-            raise EcgmmError(
-                f"stores prepared alike are needed: {first.folder} has {first.meta['options']}, "
-                f"{other.folder} {other.meta['options']}"
-            )
+        _check_alike(seen.store, other)
     n = sum(map(len, seen.rows))
     if n < 2:
         raise EcgmmError(
@@ -314,13 +327,14 @@ def pretrain(
     ) as run:
         training = run.folder / "training"
         if run.done:
-            return read_history(training)
-        history = _train(
-            learner, seen, settings, folder=training, accelerator=accelerator, progress=progress
-        )
-        if accelerator.is_main_process:
-            _publish(run, learner, settings, seen)
-        accelerator.wait_for_everyone()
+            history = read_history(training)
+        else:
+            history = _train(
+                learner, seen, settings, folder=training, accelerator=accelerator, progress=progress
+            )
+            if accelerator.is_main_process:
+                _publish(run, learner, settings, seen)
+        accelerator.wait_for_everyone()  # nobody ends while another still asks it something
         return history
 
 # %% ../nbs/29_pretrain.ipynb #f1e70010
@@ -345,9 +359,10 @@ def _identity(settings, seen, accelerator: Accelerator):
     )
 
 
-def _csv(table):
-    "A table as text, the same bytes on every system."
-    return table.to_csv(index=False, lineterminator="\n")
+def _write_list(run, name, table):
+    "A table as a file, the same bytes on every system; and its digest."
+    run.write(name, table.to_csv(index=False, lineterminator="\n"))
+    return file_digest(run.folder / name)
 
 
 def _patient_lines(named_by):
@@ -358,14 +373,12 @@ def _patient_lines(named_by):
 
 def _write_seen(run, seen, named_by):
     "The list of what was seen, whole, before there is a model; and its length and digests."
-    listed = [t.iloc[r] for t, r in zip(_joined(seen.stores), seen.rows, strict=True)]
-    table = pd.concat(listed)
-    run.write("seen.csv", _csv(table))
-    digests = dict(rows=len(table), digest=file_digest(run.folder / "seen.csv"))
+    tables = [t.iloc[r] for t, r in zip(_joined(seen.stores), seen.rows, strict=True)]
+    table = pd.concat(tables)
+    listed = dict(rows=len(table), digest=_write_list(run, "seen.csv", table))
     if named_by:
-        run.write("patients.csv", _csv(_patient_lines(named_by)))
-        digests["patients"] = file_digest(run.folder / "patients.csv")
-    return digests, sorted(table["source"].unique())
+        listed["patients"] = _write_list(run, "patients.csv", _patient_lines(named_by))
+    return listed, sorted(table["source"].unique())
 
 
 def _last_epoch(run):
@@ -427,12 +440,7 @@ def _read_seen(folder, config):
             f"{folder / 'model'}: the length of the list of what it has seen is missing: "
             "it was made by another version, pre-train it again"
         )
-    seen = _read_listed(folder, "seen.csv", listed["digest"], "what was seen")
-    if len(seen) != listed["rows"]:
-        raise EcgmmError(
-            f"{folder / 'seen.csv'}: {listed['rows']} recordings are needed, it has {len(seen)}"
-        )
-    return seen
+    return _read_listed(folder, "seen.csv", listed["digest"], "what was seen")
 
 
 def _read_named_by(folder, config):
@@ -465,13 +473,12 @@ def _check_version(folder, config, store):
 def _check_unseen(folder, seen, named_by, store, split):
     "An error if an encoder has seen what is held out, or whoever is connected with that."
     named_by = named_by | _named_by([store])
-    leaked = _leaked(seen, named_by, store, split)
-    if len(leaked):
-        doubt = f" ({text})" if (text := _disputed(named_by)) else ""
+    leaked = list(_leaked(seen, named_by, store, split)["name"])
+    if leaked:
         raise EcgmmError(
             f"{folder} was trained on {len(leaked)} recordings that are held out here, "
-            f"or whose patients are ({leaked['name'].iloc[0]} is one): "
-            f"pre-train it for this split ({split.name}){doubt}"
+            f"or whose patients are ({leaked[0]} is one): pre-train it for this split "
+            f"({split.name}). {_disputed(named_by)}".rstrip(". ")
         )
 
 
@@ -515,19 +522,21 @@ def _default_folder(options):
     return f"models/{options.method}-{options.settings.branch.modality}-{where}"
 
 
-def _print_result(options, split, out, last):
-    "What was seen, the values of the last epoch, and where the encoder is."
-    settings, result = options.settings, read_marker(out)["result"]
-    if settings.transductive:
+def _print_seen(result, transductive):
+    "What was seen, and what is to be known about it."
+    if transductive:
         print("transductive: tune and test recordings were seen, without their labels")
     print(_summary(result))
     if result["disputed"]:
         print(result["disputed"])
-    values = {name: value for name, value in last.items() if np.isfinite(value)}
-    print(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-    print(f"encoder: {Path(out) / 'model'}; the list of what it has seen: {Path(out) / 'seen.csv'}")
+
+
+def _print_result(last, branch, split, out):
+    "The values of the last epoch, and where the encoder is."
+    print(", ".join(f"{name} {value:.4g}" for name, value in last.items() if np.isfinite(value)))
+    print(f"encoder: {out / 'model'}; the list of what it has seen: {out / 'seen.csv'}")
     same_split = " ".join(f"--{name} {value}" for name, value in split.options.items())
-    print(f"next: ecgmm_finetune --branches {settings.branch.modality}@{out} {same_split}")
+    print(f"next: ecgmm_finetune --branches {branch.modality}@{out} {same_split}")
 
 
 def ecgmm_pretrain(
@@ -535,7 +544,7 @@ def ecgmm_pretrain(
 ) -> None:
     "The command: pre-train, and print what was seen and the last epoch."
     store, settings = Store(options.store), options.settings
-    split, out = chosen_split(store, options), options.out or _default_folder(options)
+    split, out = chosen_split(store, options), Path(options.out or _default_folder(options))
     done = read_marker(out).get("state") == "done" and not options.overwrite
     history = pretrain(
         store,
@@ -548,4 +557,5 @@ def ecgmm_pretrain(
     )
     if processes()[0] == 0:
         print(f"{options.method}, {settings.branch}, {split.name}{': done already' * done}")
-        _print_result(options, split, out, history[-1])
+        _print_seen(read_marker(out)["result"], settings.transductive)
+        _print_result(history[-1], settings.branch, split, out)

@@ -156,8 +156,9 @@ def superclass_recordings(source, target, labels):
         y = labels.vector(ptbxl_codes(table.loc[number, "scp_codes"]))
         if y.any():
             codes = tuple(np.array(labels.codes)[y == 1])
-            write_recording(target, replace(read_recording(header), codes=codes))
-            present[header.stem] = y
+            name = f"HR{number:05d}"  # as the Challenge names it, and so the table of patients
+            write_recording(target, replace(read_recording(header), name=name, codes=codes))
+            present[name] = y
     return present
 
 
