@@ -17,7 +17,7 @@ from .probes import feature_spread
 from .simclr import directions
 from .spectrogram import FrontEnd
 from .training import cosine, ema_update
-from .views import make_views, recipe
+from .views import VIEWS, make_views
 
 # %% ../nbs/21_byol.ipynb #315cca9a
 def byol_loss(
@@ -40,7 +40,7 @@ class BYOL(nn.Module):
         self,
         front: FrontEnd,  # fitted; fixes the modality
         encoder: nn.Module,  # standardised windows to (B, n_out)
-        groups=None,  # views, one group of two; `recipe("pair", modality)` if None
+        groups=None,  # views, one group of two; `VIEWS["pair"](modality)` if None
         dim: int = 128,  # features of projection and prediction (the paper's code)
         hidden: int = 512,  # hidden units of projector and predictor (the paper's code)
         # of the target at the first step, 1 at the last (BYOL's paper: 0.996 over long runs; the
@@ -51,7 +51,7 @@ class BYOL(nn.Module):
         if not 0 <= momentum <= 1:
             raise EcgmmError(f"BYOL: a momentum from 0 to 1 is needed, got {momentum}")
         self.front, self.momentum = front, momentum
-        self.groups = recipe("pair", front.modality) if groups is None else groups
+        self.groups = VIEWS["pair"](front.modality) if groups is None else groups
         if [g.n for g in self.groups] != [2]:
             raise EcgmmError(
                 f"BYOL: one group of two views is needed, got groups of {[g.n for g in self.groups]}"

@@ -19,7 +19,7 @@ from .probes import feature_spread
 from .simclr import directions
 from .spectrogram import FrontEnd
 from .training import cosine, ema_update, processes
-from .views import make_views, recipe
+from .views import VIEWS, make_views
 
 # %% ../nbs/22_dino.ipynb #81010bac
 class DINOHead(nn.Module):
@@ -123,7 +123,7 @@ class DINO(nn.Module):
         self,
         front: FrontEnd,  # fitted; fixes the modality
         encoder: nn.Module,  # standardised windows of any length to (B, n_out)
-        groups=None,  # views, the first group global; `recipe("multicrop", modality)` if None
+        groups=None,  # views, the first group global; `VIEWS["multicrop"](modality)` if None
         n_prototypes: int = 65536,  # outputs of the head (the paper's code)
         hidden: int = 512,  # hidden units of the head (the paper's code)
         student_temp: float = 0.1,  # (the paper's code)
@@ -155,7 +155,7 @@ class DINO(nn.Module):
             decay,
             freeze_prototypes,
         )
-        self.groups = recipe("multicrop", front.modality) if groups is None else groups
+        self.groups = VIEWS["multicrop"](front.modality) if groups is None else groups
         if not self.groups or self.groups[0].n < 1 or sum(g.n for g in self.groups) < 2:
             raise EcgmmError("DINO: at least one global view, and two views in all, are needed")
         if n_prototypes < 2:

@@ -47,8 +47,7 @@ from ecgmm.data import (
     standard_leads,
 )
 from .labels import ABBREVIATIONS, CLASSES
-from .fusion import load_classifier
-from .models import _checksums
+from .folder import _checksums, load_classifier
 from .runs import Run, file_error, fingerprint, read_marker
 from .store import find_recordings, prepare_samples
 from .thresholds import decide
@@ -400,10 +399,7 @@ class _Job:
 # %% ../nbs/52_predict.ipynb #5d1f0e01
 def _ask(net, x):
     "Logits of windows, and the weights of a gate or None, in one pass through the encoders."
-    if getattr(net, "gate", None) is None:
-        return net(x), None
-    *h, g = net.parts(x)
-    return net.head(net.joined(*h, g)), g
+    return net.logits_and_weights(x)
 
 
 @torch.no_grad()
@@ -511,7 +507,7 @@ class Predictions(Iterator):
     def identity(self) -> dict:
         "What they follow from: weights, decision, settings, and the list of recordings."
         net, config, settings = self._about
-        weights = _checksums({}, {k: v.cpu() for k, v in net.state_dict().items()})["tensors"]
+        weights = _checksums({k: v.cpu() for k, v in net.state_dict().items()})
         names = (
             None
             if self.listed is None

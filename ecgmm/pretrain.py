@@ -23,12 +23,14 @@ from .byol import BYOL
 from .dino import DINO
 from .folds import header_key, joined_groups, namespaces, patient_key
 from .metrics import macro, per_class
-from .models import ENCODERS, Backbone, load_model, save_model
+from .folder import load_model, save_model
+from .models import Backbone
 from .probes import features, knn_probabilities
 from .simclr import SimCLR
 from .store import Store, as_fold
 from .training import begin_together, fit, processes
-from .views import recipe
+from .spectrogram import FRONTS, look_up
+from .views import VIEWS as RECIPES
 from .windows import Batches, Windows, accelerator_for
 
 # %% ../nbs/29_pretrain.ipynb #085ebf14
@@ -132,7 +134,7 @@ def make_method(
     return METHODS[method](
         backbone.front,
         backbone.encoder,
-        recipe(views or VIEWS[method], backbone.front.modality),
+        look_up(RECIPES, views or VIEWS[method], "recipe of views")(backbone.front.modality),
         **own,
     )
 
@@ -277,7 +279,8 @@ def pretrain(
         lr=(lr, 0),
         weight_decay=(weight_decay or 0, 0),
     )
-    config = dict(modality=modality, encoder=encoder or ENCODERS.get(modality, ""))
+    front = look_up(FRONTS, modality, "modality")
+    config = dict(modality=modality, encoder=encoder or front.encoder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         learner = make_method(method, Backbone.from_config(config), views, **own)

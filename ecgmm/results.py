@@ -32,7 +32,7 @@ from .runs import progress as progress_bar
 from .comparison import results_file, save_comparison, study_part
 from .data import FS
 from .labels import ABBREVIATIONS
-from .fusion import load_classifier
+from .folder import load_classifier
 from .predict import open_model, plot_prediction, predictions
 from .finetune import training_history
 from .probes import mean_over_windows
@@ -248,7 +248,7 @@ def gate_weights(
     "What the gate says of the test recordings."
     net, config = open_model(model, cpu=True)
     rows = store.split(config["folds"]["test"])["test"]
-    return rows, mean_over_windows(net.gates, Windows(store, rows))[:, 0]
+    return rows, mean_over_windows(net.weights, Windows(store, rows))[:, 0]
 
 
 def plot_gates(

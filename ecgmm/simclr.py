@@ -16,7 +16,7 @@ from .models import mlp
 from .probes import feature_spread
 from .spectrogram import FrontEnd
 from .training import processes
-from .views import make_views, recipe
+from .views import VIEWS, make_views
 
 # %% ../nbs/20_simclr.ipynb #0b90eb42
 class _Gather(torch.autograd.Function):
@@ -122,14 +122,14 @@ class SimCLR(nn.Module):
         self,
         front: FrontEnd,  # fitted; fixes the modality
         encoder: nn.Module,  # standardised windows to (B, n_out)
-        groups=None,  # views, one group of two; `recipe("pair", modality)` if None
+        groups=None,  # views, one group of two; `VIEWS["pair"](modality)` if None
         dim: int = 128,  # features of the projection (the paper's code)
         hidden: int = 512,  # hidden units of the projector (the paper's code)
         temperature: float = 0.1,  # of the similarities (the paper's code)
     ):
         super().__init__()
         self.front, self.encoder, self.temperature = front, encoder, temperature
-        self.groups = recipe("pair", front.modality) if groups is None else groups
+        self.groups = VIEWS["pair"](front.modality) if groups is None else groups
         if [g.n for g in self.groups] != [2]:
             raise EcgmmError(
                 f"SimCLR: one group of two views is needed, got groups of {[g.n for g in self.groups]}"

@@ -23,7 +23,7 @@ from .finetune import CHOICES
 from .fusion import MODALITIES, fuse
 from .metrics import bootstrap_interval, challenge_score, macro, per_class, report
 from .pretrain import METHODS
-from .models import save_decision
+from .folder import save_decision
 from .runs import Run, fingerprint, keyed, read_marker
 from .store import Store, as_fold
 from ecgmm.thresholds import (

@@ -29,7 +29,7 @@ from ecgmm.metrics import (
     common_threshold,
     report,
 )
-from .models import save_decision
+from .folder import save_decision
 from .runs import Run, finished, plain
 
 # %% ../nbs/50_thresholds.ipynb #bcc3de6a

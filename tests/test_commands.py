@@ -10,7 +10,7 @@ import pandas as pd
 from children import child
 
 from ecgmm.metrics import report
-from ecgmm.models import load_model
+from ecgmm.folder import load_model
 from ecgmm.store import Store
 
 BIN = Path(sys.executable).parent

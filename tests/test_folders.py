@@ -16,7 +16,7 @@ import ecgmm.finetune
 import ecgmm.pretrain
 import ecgmm.store
 from ecgmm.finetune import finetune
-from ecgmm.fusion import load_classifier
+from ecgmm.folder import load_classifier
 from ecgmm.runs import finished, read_marker
 from ecgmm.settings import PrepareSettings
 from ecgmm.store import Store, prepare

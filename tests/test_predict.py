@@ -19,7 +19,9 @@ from ecgmm import EcgmmError
 from ecgmm.data import Recording, read_recording, write_recording
 from ecgmm.labels import ABBREVIATIONS, CLASSES
 from ecgmm.finetune import finetune
-from ecgmm.models import Classifier, save_model
+from ecgmm.folder import save_model
+from ecgmm.labels import Labels
+from ecgmm.models import Classifier
 from ecgmm.predict import ecgmm_predict, predict
 from ecgmm.settings import PrepareSettings
 from ecgmm.store import prepare
@@ -63,14 +65,14 @@ def command(*args, cwd):  # the model folder, the recordings, options
 def untrained(folder):
     "A model folder with random weights: enough where the question is not what it says."
     config = dict(
-        modality="signal",
-        encoder="xresnet1d_small",
+        branches=[dict(modality="signal", encoder="xresnet1d_small")],
+        labels=Labels.challenge2020().to_dict(),
         preprocessing=dict(denoise=False, derive=False, max_missing=0.05),
         thresholds=[0.5] * len(CLASSES),
     )
     torch.manual_seed(0)
     model = Classifier.from_config(config)
-    model.front.fit([torch.randn(8, 12, 250)])
+    model.branches["signal"].front.fit([torch.randn(8, 12, 250)])
     return save_model(folder, model, config)
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from test_commands import BIN, run
 from test_two_processes import launcher
 
-from ecgmm.models import Backbone, load_model
+from ecgmm.folder import load_model
+from ecgmm.models import Backbone
 from ecgmm.pretrain import allowed_rows
 from ecgmm.store import Store
 from ecgmm.windows import Batches

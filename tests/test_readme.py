@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from patience import HANG
 
-from ecgmm.fusion import load_classifier
-from ecgmm.models import Backbone, load_model
+from ecgmm.folder import load_classifier, load_model
+from ecgmm.models import Backbone
 from ecgmm.synthetic import synthesize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,7 +132,7 @@ def test_every_row_runs_and_means_what_the_paper_means(folder):
         if match := re.search(r"--batch_size (\d+)", theirs):
             assert settings["batch_size"] == 5 * int(match[1])  # their recordings, our windows
         if words[0] == "ecgmm_fuse":
-            assert config["gating"] == ("--gating" in words)
+            assert config["join"] == ("gate" if "--gating" in words else "concat")
             if "--pretrained_signal" in words:
                 assert {m: p["method"] for m, p in config["pretraining"].items()} == {
                     "signal": "dino",

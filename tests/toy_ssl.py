@@ -19,7 +19,7 @@ from ecgmm import dino, simclr
 from ecgmm.byol import BYOL
 from ecgmm.dino import DINO
 from ecgmm.simclr import SimCLR
-from ecgmm.spectrogram import FrontEnd
+from ecgmm.spectrogram import make_front
 from ecgmm.training import fit
 from ecgmm.views import ViewGroup
 
@@ -129,7 +129,7 @@ def main():
         batches = Batches(**options)
         torch.manual_seed(0)
         method = make(
-            FrontEnd("signal").fit([batches.x.flatten(0, 1)]), Encoder()
+            make_front("signal").fit([batches.x.flatten(0, 1)]), Encoder()
         ).eval()  # in evaluation mode DINO's centre stays
         grads = first_gradients(method, batches, rank, world)
         history = fit(

@@ -207,10 +207,10 @@ def fresh(work, modality):
         windows_per_recording=work.size["windows_per_recording"],
     )
     torch.manual_seed(0)
-    model = Classifier.from_config(dict(modality=modality, encoder=work.size[modality])).to(
-        work.device
-    )
-    model.front.fit(batch["x"] for batch in batches.epoch(0))
+    model = Classifier.from_config(
+        dict(branches=[dict(modality=modality, encoder=work.size[modality])])
+    ).to(work.device)
+    model.branches[modality].front.fit(batch["x"] for batch in batches.epoch(0))
     return model, batches
 
 

@@ -19,7 +19,7 @@ from ecgmm.byol import BYOL
 from ecgmm.dino import DINO
 from ecgmm.finetune import probabilities
 from ecgmm.metrics import macro, per_class
-from ecgmm.models import Backbone, Classifier, Head
+from ecgmm.models import Backbone, Classifier
 from ecgmm.pretrain import allowed_rows
 from ecgmm.probes import features, knn_probabilities, linear_probabilities
 from ecgmm.simclr import SimCLR
@@ -31,8 +31,9 @@ from ecgmm.views import (
     add_noise,
     crop,
     time_mask,
+    frequency_mask,
     lead_dropout,
-    recipe,
+    pair_views,
     scale_amplitude,
     wander_baseline,
 )
@@ -40,7 +41,7 @@ from ecgmm.windows import Batches, Windows
 
 louder = partial(scale_amplitude, factor=(0.5, 2.0))
 VIEWS = {
-    "pair": recipe("pair", "signal"),
+    "pair": pair_views("signal"),
     "drop5": (ViewGroup(2, (louder, time_mask, add_noise, partial(lead_dropout, p=0.5))),),
     "strong": (
         ViewGroup(
@@ -73,7 +74,7 @@ VIEWS = {
             (louder, add_noise, partial(lead_dropout, p=0.3)),
             (
                 partial(time_mask, share=(0.1, 0.35)),
-                partial(time_mask, share=(0.1, 0.4), axis=-2, lead_wise=False),
+                partial(frequency_mask, share=(0.1, 0.4), lead_wise=False),
             ),
         ),
     ),
@@ -185,10 +186,10 @@ def main():
             share, frozen, epochs = float(told[0]), int(told[1]), int(told[2])
             for f, i in known.items():
                 torch.manual_seed(a.seed)
-                model = Classifier(
-                    copy.deepcopy(backbone.front),
-                    copy.deepcopy(backbone.encoder),
-                    Head(backbone.encoder.n_out),
+                branch = copy.deepcopy(backbone)
+                model = Classifier.from_config(
+                    dict(branches=[dict(modality=branch.front.modality)]),
+                    {branch.front.modality: branch},
                 )
                 labelled = Batches(
                     Windows(store, rows["train"][i]),
@@ -198,8 +199,10 @@ def main():
                 )
                 common = dict(lr=3e-3, weight_decay=0.01, clip=1.0, cpu=True, progress=False)
                 if frozen:
-                    fit(model.freeze(), labelled, epochs=frozen, seed=a.seed + 1, **common)
-                model.freeze(False).rates = {"encoder.": share}
+                    branch.freeze()
+                    fit(model, labelled, epochs=frozen, seed=a.seed + 1, **common)
+                branch.freeze(False)
+                model.rates = {f"branches.{branch.front.modality}.encoder.": share}
                 look = lambda model, epoch: (
                     {"auroc": score(y["tune"], probabilities(model, windows["tune"]))}
                     if epoch >= epochs - 3
