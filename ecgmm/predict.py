@@ -9,26 +9,21 @@ __all__ = ['TOLERABLE', 'FORMATS', 'check_voltage', 'check_array', 'load_recordi
 # %% ../nbs/52_predict.ipynb #838da4e1
 import csv
 import errno
-import glob
 import io
-import itertools
 import json
 import os
 import re
-import socket
 import sys
 import textwrap
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 import wfdb
 from matplotlib import pyplot as plt
@@ -48,7 +43,16 @@ from ecgmm.data import (
 )
 from .labels import ABBREVIATIONS, CLASSES
 from .folder import _checksums, load_classifier
-from .runs import Run, file_error, fingerprint, read_marker
+from ecgmm.runs import (
+    Run,
+    disk_errors,
+    file_error,
+    fingerprint,
+    read_marker,
+    sweep,
+    whole_file,
+    write_whole,
+)
 from .store import find_recordings, prepare_samples
 from .thresholds import decide
 from .windows import choose_device, window_starts
@@ -642,77 +646,10 @@ def _file_name(name, taken):
     return name
 
 
-@contextmanager
-def _on_disk(path):
-    "An error of the disk, in words."
-    try:
-        yield
-    except OSError as e:
-        raise file_error(path, e) from None
+def _output(out):
+    "Where text goes: a new file that gets its name when it is whole; the terminal if None."
+    return nullcontext(sys.stdout) if out is None else whole_file(out, replace=False)
 
-
-_count = itertools.count()
-
-
-def _part(out):
-    "A name for what is not whole yet, of this machine, process and call."
-    return out.with_name(f".{out.name}.{socket.gethostname()}.{os.getpid()}.{next(_count)}.part")
-
-
-def _sweep(out):
-    "Half files of calls that were killed on this machine; a whole one that was killed before it could say so goes with them."
-    for part in out.parent.glob(
-        f".{glob.escape(out.name)}.{glob.escape(socket.gethostname())}.*.part"
-    ):
-        pid = part.name.split(".")[-3]
-        if not pid.isdecimal() or psutil.pid_exists(int(pid)):
-            continue
-        if out.is_file() and out.samefile(part):
-            out.unlink()
-        part.unlink(missing_ok=True)
-
-
-def _settle(part, out):
-    "Give a whole file its name, if that is still free."
-    try:
-        try:
-            os.link(part, out)  # of several calls one succeeds
-        except FileExistsError:
-            raise
-        except OSError:  # a disk without links
-            open(out, "x").close()
-            os.replace(part, out)
-    except FileExistsError:
-        raise EcgmmError(f"predict: {out} is there already; give another name") from None
-
-
-@contextmanager
-def _whole(out):
-    "What writes text to a file that carries its name only when it is whole; to the terminal if there is no name."
-    if out is None:
-        yield sys.stdout
-        return
-    part = _part(out)
-    try:
-        with _on_disk(out):
-            f = open(part, "w", newline="", encoding="utf-8")
-
-        def write(text):
-            with _on_disk(out):
-                return f.write(text)
-
-        yield SimpleNamespace(write=write)
-        with _on_disk(out):
-            f.flush()
-            os.fsync(f.fileno())
-            f.close()
-            _settle(part, out)
-    finally:
-        for clean in (lambda: f.close(), lambda: part.unlink(missing_ok=True)):
-            try:
-                clean()
-            except (OSError, NameError):
-                pass  # what went wrong first is what counts
 
 
 def _cell(value):
@@ -721,7 +658,7 @@ def _cell(value):
 
 
 def _csv(results, out):
-    with _whole(out) as f:
+    with _output(out) as f:
         table = csv.DictWriter(f, Prediction("").row().keys(), lineterminator="\n")
         table.writeheader()
         for p in results:
@@ -732,7 +669,7 @@ def _csv(results, out):
 
 # %% ../nbs/52_predict.ipynb #9005f1ca
 def _json(results, out):
-    with _whole(out) as f:
+    with _output(out) as f:
         before = "["
         for p in results:
             row = {key: None if v != v else v for key, v in p.row().items()}
@@ -856,9 +793,9 @@ def save_predictions(
         raise EcgmmError("predict: the Challenge's format needs the name of a folder")
     out = None if out is None else Path(out)
     if out is not None and format != "challenge":
-        with _on_disk(out):
+        with disk_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(out)
+            sweep(out.parent, [out.name])
         if os.path.lexists(out):
             raise EcgmmError(f"predict: {out} is there already; give another name")
     return FORMATS[format](results, out)
@@ -964,12 +901,12 @@ def _save_picture(p, folder, taken, thresholds):
         fig.savefig(drawn, dpi=110, format="png")
     finally:
         plt.close(fig)
-    with _on_disk(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(file)
+        sweep(folder, [file.name])
     if not os.path.lexists(file):
         return _put_picture(file, drawn.getvalue())
-    with _on_disk(file):
+    with disk_errors(file):
         same = file.is_file() and file.read_bytes() == drawn.getvalue()
     return "" if same else _left(file)
 
@@ -980,21 +917,12 @@ def _left(file):
 
 def _put_picture(file, content):
     "A whole file where there is none; the reason if somebody was faster."
-    part = _part(file)
     try:
-        with _on_disk(file), open(part, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        with _on_disk(file):
-            _settle(part, file)
+        write_whole(file, content, replace=False)
     except EcgmmError:
         if not os.path.lexists(file):
             raise
         return _left(file)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
     return ""
 
 # %% ../nbs/52_predict.ipynb #67854d25

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_killed_and_resumed(tmp_path, whole, killed_at):
     done = tmp_path / "b" / "history.jsonl"
     assert (len(done.read_text().splitlines()) if done.exists() else 0) == killed_at // 10
     (tmp_path / "b").mkdir(exist_ok=True)
-    half = tmp_path / "b" / f".checkpoint.safetensors.{process.pid}.part"
+    half = tmp_path / "b" / f".checkpoint.safetensors.{socket.gethostname()}.{process.pid}.0.part"
     half.write_bytes(b"half of a checkpoint")  # as a kill while writing leaves it
     steps = [
         line
