@@ -628,7 +628,7 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command(FinetuneOptions, "ecgmm.finetune"),
     "fuse": Command(FuseOptions, "ecgmm.finetune"),
     "thresholds": Command(ThresholdsOptions, "ecgmm.thresholds"),
-    "predict": Command(PredictOptions, "ecgmm.predict"),
+    "predict": Command(PredictOptions, "ecgmm.answers"),
     "compare": Command(CompareOptions, "ecgmm.study"),
     "reproduce": Command(StudyOptions, "ecgmm.results"),
 }

@@ -75,6 +75,8 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; what is not nam
     "20_simclr": 35,
     "50_thresholds": 25,
     "52_predict": 25,
+    "54_answers": 10,
+    "test_answers": 15,
     "70_plan": 20,
     "13_probes": 20,
     "11_training": 20,
