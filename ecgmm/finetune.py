@@ -17,7 +17,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from . import EcgmmError
-from .settings import command, listed
+from .settings import TrainSettings, command, listed
 from .labels import ABBREVIATIONS
 from .metrics import common_threshold, report
 from .folder import save_decision, save_model, weights_digest
@@ -192,9 +192,15 @@ def _train_phases(model, still, train, folder, phases, settings, common):
         fit(
             model,
             train,
-            epochs=epochs,
+            TrainSettings(
+                epochs=epochs,
+                lr=settings["lr"],
+                weight_decay=settings["weight_decay"],
+                clip=1.0,
+                seed=settings["seed"],
+                precision=settings["precision"],
+            ),
             folder=folder / phase,
-            seed=settings["seed"],
             phase=number,
             **common,
         )
@@ -311,7 +317,7 @@ def train_classifier(
         "classifier",
         identity,
         _files(settings["best_by"], phases),
-        overwrite,
+        overwrite=overwrite,
         say=progress,
     ) as run:
         if not run.done:
@@ -370,12 +376,8 @@ def _train_in(
 
     ends = _ends(w["best_by"])
     common = dict(
-        lr=w["lr"],
-        weight_decay=w["weight_decay"],
-        clip=1.0,
         evaluate=look,
-        best_by=tuple(f"tune_{c}" for c in sorted(ends, key=ends.get)),
-        precision=w["precision"],
+        keep=tuple(f"tune_{c}" for c in sorted(ends, key=ends.get)),
         accelerator=accelerator,
         progress=progress,
     )

@@ -203,9 +203,7 @@ def _protocol(config):
     interval = config["metrics"].get("interval") or {}
     if interval.get("low") is not None:
         low, high = interval["low"], interval["high"]
-        sentences.append(
-            f"The Challenge score's 95 % interval on test is {low:.3f} to {high:.3f}."
-        )
+        sentences.append(f"The Challenge score's 95 % interval on test is {low:.3f} to {high:.3f}.")
     return " ".join(sentences)
 
 
@@ -435,9 +433,7 @@ def _check_is_model(folder):
         inside = f": its model is {folder / 'model'}"
     if marker and marker["kind"] != "model":
         article = "an" if marker["kind"][:1] in tuple("aeiou") else "a"
-        raise EcgmmError(
-            f"{folder}: a model is needed, this is {article} {marker['kind']}{inside}"
-        )
+        raise EcgmmError(f"{folder}: a model is needed, this is {article} {marker['kind']}{inside}")
     if marker and marker["state"] != "done":
         raise EcgmmError(f"{folder}: this model is not finished: run the command again")
     for name in (_CONFIG, _WEIGHTS):

@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import EcgmmError
 from .fusion import MODALITIES
-from .pretrain import METHODS
 from .results import study_settings
+from .settings import METHODS
 from .study import FUSIONS, MODELS
 from .windows import window_starts
 

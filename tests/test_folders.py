@@ -21,7 +21,7 @@ from ecgmm.runs import finished, read_marker
 from ecgmm.settings import PrepareSettings
 from ecgmm.store import Store, prepare
 from ecgmm.synthetic import synthesize
-from ecgmm.thresholds import choose
+from ecgmm.judgement import choose
 from ecgmm.windows import Batches
 
 SMALL = dict(modality="spectrogram", encoder="se_resnet_small", epochs=1, batch_size=16, cpu=True)

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ecgmm.settings import TrainSettings
 from ecgmm.training import ema_update, fit
+from ecgmm.windows import accelerator_for
 
 
 class Method(nn.Module):
@@ -82,14 +84,11 @@ def main():
     history = fit(
         method,
         batches,
-        epochs=a.epochs,
-        lr=1e-2,
-        clip=1.0,
-        weight_decay=0.01,
+        TrainSettings(epochs=a.epochs, lr=1e-2, clip=1.0, weight_decay=0.01),
         folder=a.folder,
         evaluate=score,
-        best_by=None if a.norm else "score",
-        cpu=True,
+        keep=() if a.norm else "score",
+        accelerator=accelerator_for(cpu=True),
         progress=False,
     )
     from accelerate import PartialState

@@ -20,7 +20,9 @@ from ecgmm.byol import BYOL
 from ecgmm.dino import DINO
 from ecgmm.simclr import SimCLR
 from ecgmm.spectrogram import make_front
+from ecgmm.settings import BYOLSettings, DINOSettings, SimCLRSettings, TrainSettings
 from ecgmm.training import fit
+from ecgmm.windows import accelerator_for
 from ecgmm.views import ViewGroup
 
 
@@ -102,12 +104,19 @@ def one_s_own_mean(teacher):
 
 
 PAIR = (ViewGroup(2),)
-make_simclr = lambda front, encoder: SimCLR(front, encoder, PAIR, dim=6, hidden=10)
+make_simclr = lambda front, encoder: SimCLR(
+    front, encoder, SimCLRSettings(dim=6, hidden=10), views=PAIR
+)
 make_byol = lambda front, encoder: without_norm(
-    BYOL(front, encoder, PAIR, dim=6, hidden=10, momentum=0.9)
+    BYOL(front, encoder, BYOLSettings(dim=6, hidden=10, momentum=0.9), views=PAIR)
 )
 make_dino = lambda front, encoder: without_norm(
-    DINO(front, encoder, (ViewGroup(2), ViewGroup(2)), n_prototypes=12, hidden=256, momentum=0.9)
+    DINO(
+        front,
+        encoder,
+        DINOSettings(n_prototypes=12, hidden=256, momentum=0.9),
+        views=(ViewGroup(2), ViewGroup(2)),
+    )
 )
 CASES = {  # name -> who makes the method, options of the batches, what is put in another's place
     "simclr": (make_simclr, {}, {}),
@@ -135,11 +144,8 @@ def main():
         history = fit(
             method,
             batches,
-            epochs=4,
-            lr=5e-3,
-            clip=1.0,
-            weight_decay=0.01,
-            cpu=True,
+            TrainSettings(epochs=4, lr=5e-3, clip=1.0, weight_decay=0.01),
+            accelerator=accelerator_for(cpu=True),
             progress=False,
         )
         save_file(

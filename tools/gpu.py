@@ -216,7 +216,9 @@ def fresh(work, modality):
 
 def resume(work, modality):
     "Three epochs at once, and three of which the second was broken off: the largest difference of a weight, against how far the weights moved."
+    from ecgmm.settings import TrainSettings
     from ecgmm.training import fit
+    from ecgmm.windows import accelerator_for
 
     weights = []
     for name, stop in (("whole", None), ("stopped", 1)):
@@ -235,10 +237,10 @@ def resume(work, modality):
                 history = fit(
                     model,
                     batches,
-                    epochs=3,
+                    TrainSettings(epochs=3, lr=1e-3, weight_decay=0),
                     folder=work.folder / f"{modality}-{name}",
                     evaluate=look,
-                    cpu=work.cpu,
+                    accelerator=accelerator_for(work.cpu),
                     progress=False,
                 )
             except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from ecgmm.pretrain import allowed_rows
 from ecgmm.probes import features, knn_probabilities, linear_probabilities
 from ecgmm.simclr import SimCLR
 from ecgmm.store import Store
+from ecgmm.settings import BYOLSettings, DINOSettings, SimCLRSettings, TrainSettings
 from ecgmm.training import fit
 from ecgmm.views import (
     ViewGroup,
@@ -37,7 +38,7 @@ from ecgmm.views import (
     scale_amplitude,
     wander_baseline,
 )
-from ecgmm.windows import Batches, Windows
+from ecgmm.windows import Batches, Windows, accelerator_for
 
 louder = partial(scale_amplitude, factor=(0.5, 2.0))
 VIEWS = {
@@ -144,34 +145,47 @@ def main():
         )
         backbone.front.fit(b["x"].reshape(-1, *b["x"].shape[-2:]) for b in train.epoch(0))
         if not a.scratch:
-            groups = VIEWS[a.views]
+            views = VIEWS[a.views]
             if a.method == "simclr":
-                method = SimCLR(backbone.front, backbone.encoder, groups, temperature=a.temperature)
+                method = SimCLR(
+                    backbone.front,
+                    backbone.encoder,
+                    SimCLRSettings(temperature=a.temperature),
+                    views=views,
+                )
             if a.method == "byol":
-                method = BYOL(backbone.front, backbone.encoder, groups, momentum=a.momentum)
+                method = BYOL(
+                    backbone.front,
+                    backbone.encoder,
+                    BYOLSettings(momentum=a.momentum),
+                    views=views,
+                )
             if a.method == "dino":
                 method = DINO(
                     backbone.front,
                     backbone.encoder,
-                    groups,
-                    n_prototypes=a.prototypes,
-                    momentum=a.momentum,
-                    teacher_temp=(a.teacher_temp,) * 2,
-                    student_temp=a.student_temp,
-                    norm=not a.no_norm,
-                    decay=(0.04, 0.4) if a.decay is None else (a.decay,) * 2,
+                    DINOSettings(
+                        n_prototypes=a.prototypes,
+                        momentum=a.momentum,
+                        teacher_temp=(a.teacher_temp,) * 2,
+                        student_temp=a.student_temp,
+                        norm=not a.no_norm,
+                        decay=(0.04, 0.4) if a.decay is None else (a.decay,) * 2,
+                    ),
+                    views=views,
                 )
             fit(
                 method,
                 train,
-                epochs=max(1, round(a.steps / len(train))),
-                lr=a.lr,
-                weight_decay=1e-3,
-                clip=1.0,
-                seed=a.seed,
-                cpu=True,
+                TrainSettings(
+                    epochs=max(1, round(a.steps / len(train))),
+                    lr=a.lr,
+                    weight_decay=1e-3,
+                    seed=a.seed,
+                    precision=precision,
+                ),
+                accelerator=accelerator_for(cpu=True),
                 progress=False,
-                precision=precision,
             )
             backbone = Backbone(method.front, method.encoder).requires_grad_(True)
         h = {r: features(backbone, windows[r]) for r in ("train", "tune")}
@@ -197,10 +211,11 @@ def main():
                     batch_size=32,
                     windows_per_recording=5 if f == 1 else 12,
                 )
-                common = dict(lr=3e-3, weight_decay=0.01, clip=1.0, cpu=True, progress=False)
+                quiet = dict(accelerator=accelerator_for(cpu=True), progress=False)
                 if frozen:
+                    head = TrainSettings(epochs=frozen, seed=a.seed + 1)
                     branch.freeze()
-                    fit(model, labelled, epochs=frozen, seed=a.seed + 1, **common)
+                    fit(model, labelled, head, **quiet)
                 branch.freeze(False)
                 model.rates = {f"branches.{branch.front.modality}.encoder.": share}
                 look = lambda model, epoch: (
@@ -211,11 +226,9 @@ def main():
                 history = fit(
                     model,
                     labelled,
-                    epochs=epochs,
-                    seed=a.seed,
+                    TrainSettings(epochs=epochs, seed=a.seed, precision=precision),
                     evaluate=look,
-                    precision=precision,
-                    **common,
+                    **quiet,
                 )
                 out.setdefault(f"finetune {f:.0%} {share:g}/{frozen}/{epochs}", []).append(
                     np.mean([e["auroc"] for e in history[-3:]])
