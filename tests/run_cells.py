@@ -93,7 +93,10 @@ def flagged(notebook):
                 )
             )
         elif not marks & {"slow", "eval: false"}:
-            exec(cell.source if marks & {"export", "exports", "exporti"} else imports(cell.source), names)
+            exec(
+                cell.source if marks & {"export", "exports", "exporti"} else imports(cell.source),
+                names,
+            )
 
 
 def main(package, *words):
