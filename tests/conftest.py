@@ -92,6 +92,8 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; what is not nam
     "14_folder": 10,
     "00_data": 10,
     "01_labels": 8,
+    "test_download": 10,
+    "test_runs": 10,
 }
 
 

@@ -478,7 +478,7 @@ def test_no_test_depends_on_the_clock(path):
         else [
             c.source
             for c in code_cells(path)
-            if not directives(c) & {"export", "slow", "eval: false"}
+            if not directives(c) & {"export", "exports", "slow", "eval: false"}
         ]
     )
     assert [line for source in cells for line in clock_bound(source)] == []
