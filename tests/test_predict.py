@@ -399,8 +399,13 @@ def test_what_was_judged_outlives_its_recordings(tmp_path, model, ecg):
     "The same command after the signal files went away: an error, and every result is still there; with the files, done already."
     for k in range(3):
         write_recording(tmp_path / "ward", Recording(f"P{k}", ecg, 500))
-    ask = lambda: command(model, "ward", "--out", "scores", "--format", "challenge", cwd=tmp_path)
-    results = lambda: {p.name: p.read_bytes() for p in (tmp_path / "scores").glob("*.csv")}
+
+    def ask():
+        return command(model, "ward", "--out", "scores", "--format", "challenge", cwd=tmp_path)
+
+    def results():
+        return {p.name: p.read_bytes() for p in (tmp_path / "scores").glob("*.csv")}
+
     assert ask()[0] == 0 and len(results()) == 3
     judged = results()
     for gone in (1, 3):
