@@ -22,6 +22,7 @@ from .metrics import macro, per_class
 from .folder import load_model, save_model
 from .models import Backbone
 from .probes import features, knn_probabilities
+from .spectrogram import FRONTS, look_up
 from .store import Store, as_fold
 from .training import begin_together, fit, processes
 from .windows import Batches, Windows, accelerator_for
