@@ -113,17 +113,15 @@ def metric_interval(
 ) -> tuple[float, float]:  # both ends of the 95 % interval, NaN where there is none
     "How far a metric would vary with other patients."
     complete = np.asarray(predictions.known).all(axis=1)
-    p, decided = predictions.take(complete), decided[complete]
-    if len(np.unique(p.group)) < FEWEST_PATIENTS:
-        return np.nan, np.nan
-    if np.isnan(METRICS[metric].function(p.y.astype(bool), p.prob, decided, p.labels)):
-        return np.nan, np.nan
+    p = predictions.take(complete)
+    arrays = p.y.astype(bool), p.prob, decided[complete]
 
     def value(y, prob, decided):
         return METRICS[metric].function(y, prob, decided, p.labels)
 
+    if len(np.unique(p.group)) < FEWEST_PATIENTS or np.isnan(value(*arrays)):
+        return np.nan, np.nan
     rng = np.random.default_rng(seed)
-    arrays = (p.y.astype(bool), p.prob, decided)
     return bootstrap_interval(value, *arrays, rng=rng, groups=p.group, n=draws)
 
 # %% ../nbs/51_judgement.ipynb #51a00018
@@ -319,20 +317,21 @@ def _judgement_file(model, choice):
     return f"thresholds{paper}{ending}.json"
 
 # %% ../nbs/51_judgement.ipynb #51a00028
-def _table(columns):
-    "The metrics of judgements on a role, and the interval, as text."
-    table = pd.DataFrame(
-        {title: {METRICS[m].title: v for m, v in reports.items()} for title, reports in columns}
-    )
-    return table.to_string(float_format="{:.4f}".format, na_rep="-")
+def _table(reports):
+    "Metrics, a column for each report, as text."
+    named = {
+        title: {METRICS[name].title: value for name, value in report.items()}
+        for title, report in reports.items()
+    }
+    return pd.DataFrame(named).to_string(float_format="{:.4f}".format, na_rep="-")
 
 
-def _interval_line(title, interval):
+def _interval_line(interval):
     "The 95 % interval of a judgement in words."
-    name = METRICS[interval["metric"]].title
+    title = METRICS[interval["metric"]].title
     if np.isnan(interval["low"]):
-        return f"95 % of {name}, {title}: none, there are too few recordings"
-    return f"95 % of {name}, {title}: {interval['low']:.3f} to {interval['high']:.3f}"
+        return f"{title} on test: no interval, there are too few recordings"
+    return f"{title} on test: 95 % interval {interval['low']:.3f} to {interval['high']:.3f}"
 
 
 def ecgmm_thresholds(
@@ -343,26 +342,17 @@ def ecgmm_thresholds(
     judgement = choose(options.model, choice)
     model, predictions = chosen_files(options.model, choice.best_by)
     used = judgement.decision["choice"]
-    print(
-        f"{model}, chosen by {used['best_by']}; search {used['search']}, goal {used['goal']}, "
-        f"calibration {used['calibration']}"
-    )
-    file = model.parent / _judgement_file(model, choice)
-    if choice.protocol == "held-out":
-        columns = {"test": judgement.reports["test"], "tune": judgement.reports["tune"]}
-        last = f"calibration and thresholds are in {model}; details in {file}"
+    print(f"{model}, the epoch chosen by {used['best_by']} on {judgement.epoch_by}")
+    print(f"calibration {used['calibration']}, search {used['search']}, goal {used['goal']}")
+    reports = judgement.reports
+    if judgement.optimistic:
+        held_out = judge(read_predictions(predictions), replace(choice, protocol="held-out"))
+        reports = {"held-out": held_out.reports["test"], "paper": reports["test"]}
+    print(_table(reports))
+    print(_interval_line(judgement.interval))
+    if judgement.optimistic:
+        print("paper: chosen on the test recordings that are reported, so it is optimistic;")
+        print("nothing was written into the model folder")
     else:
-        other = judge(read_predictions(predictions), replace(choice, protocol="held-out"))
-        columns = {"held-out": other.reports["test"], "paper": judgement.reports["test"]}
-        last = (
-            "paper: calibration and thresholds were chosen on the test recordings that are "
-            f"reported, the epoch on {judgement.epoch_by}: optimistic, and not saved in the model; "
-            f"details in {file}"
-        )
-    print(_table(columns.items()))
-    print(
-        _interval_line(
-            next(iter(columns)) if judgement.chosen_on == "tune" else "paper", judgement.interval
-        )
-    )
-    print(last)
+        print(f"calibration and thresholds are in {model}")
+    print(f"details are in {model.parent / _judgement_file(model, choice)}")

@@ -518,7 +518,7 @@ class FuseOptions(FinetuneOptions):
 class ThresholdsOptions:
     "Calibrate a finished classifier and choose a threshold for each class."
 
-    model: str = "models/signal-fold0"  # run that ecgmm_finetune finished
+    model: str = "models/signal-fold0"  # run of ecgmm_finetune, or its model folder
     settings: ChoiceSettings = ChoiceSettings()
     common: CommonOptions = CommonOptions()
     example: ClassVar[str] = "ecgmm_thresholds --model models/gate-fold0"

@@ -36,7 +36,7 @@ from .settings import METHODS
 from .store import Store, as_fold
 from .judgement import average_runs, chosen_files, judge_both, read_predictions
 from .settings import ChoiceSettings
-from .thresholds import CALIBRATIONS, SEARCHES, decide
+from .thresholds import CALIBRATIONS, SEARCHES
 
 # %% ../nbs/55_study.ipynb #175ed35b
 METRICS = (

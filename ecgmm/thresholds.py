@@ -10,6 +10,7 @@ __all__ = ['GOALS', 'OFFICIAL_GRID', 'COMMON_GRID', 'SEARCHES', 'CALIBRATIONS', 
            'calibrate', 'Decision', 'choose_decision', 'decide']
 
 # %% ../nbs/50_thresholds.ipynb #3ef8cb31
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
@@ -353,7 +354,8 @@ def shrunk_thresholds(
     return shrink(exact, common, positives, prior=prior)
 
 # %% ../nbs/50_thresholds.ipynb #f6fe6900
-SEARCHES = {  # name -> function(fold: Predictions, goal: str) -> (K,) thresholds
+# name -> function(fold: Predictions, goal: str) -> (K,) thresholds
+SEARCHES: dict[str, Callable[..., np.ndarray]] = {
     "common": common_thresholds,
     "official": official_thresholds,
     "exact": exact_thresholds,
@@ -383,6 +385,19 @@ def _draw_marks(ax, marks, k):
         ax.axvline(np.clip(t[k], 0.01, 1), color=f"C{i}", ls=style, lw=1.5, label=name)
 
 
+def _panels(n):
+    "A figure with n panels, six in a row."
+    columns = min(6, n)
+    rows = -(-n // columns)
+    size = (2 * columns, 1.75 * rows)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat[n:]:
+        ax.set_axis_off()
+    return fig, axes.flat
+
+
 def plot_thresholds(
     fold: Predictions,  # recordings to score on
     thresholds: np.ndarray,  # (K,) chosen; the other classes stand at these
@@ -393,27 +408,17 @@ def plot_thresholds(
     "The score against the threshold of each class, a panel for each class."
     objective = make_goal(fold, goal)
     objective.take(fold.prob >= thresholds)
-    columns = min(6, len(fold.labels))
-    rows = -(-len(fold.labels) // columns)
-    fig, axes = plt.subplots(
-        *(rows, columns),
-        figsize=(2 * columns, 1.75 * rows),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    fig, axes = _panels(len(fold.labels))
     for k, name in enumerate(fold.labels.abbreviations):
-        ax, cuts = axes.flat[k], find_cuts(fold.prob[:, k], objective.known[:, k])
+        ax, cuts = axes[k], find_cuts(fold.prob[:, k], objective.known[:, k])
         # a threshold up to a probability decides it
         at = np.concatenate([[1.1], cuts.values])
         _draw_curve(ax, at, objective.as_score(objective.along(k, cuts)))
         _draw_marks(ax, {"chosen": thresholds, **(marks or {})}, k)
         ax.set_title(f"{name} ({objective.y[:, k].sum()})", fontsize=9)
-    for ax in axes.flat[len(fold.labels) :]:
-        ax.set_axis_off()
     fig.supxlabel("threshold (probability)")
     fig.supylabel(objective.title)
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
 # %% ../nbs/50_thresholds.ipynb #a2060a26
@@ -445,6 +450,13 @@ def fit_isotonic(
     return curve.X_thresholds_.tolist(), curve.y_thresholds_.tolist()
 
 # %% ../nbs/50_thresholds.ipynb #50a0000d
+# of one class: how it is fitted, and what leaves probabilities as they are
+_FITS: dict[str, tuple[Callable, Any]] = {
+    "temperature": (fit_temperature, 1.0),
+    "isotonic": (fit_isotonic, ([0.0, 1.0], [0.0, 1.0])),
+}
+
+
 def fit_calibration(
     fold: Predictions,  # the tune recordings; unknown labels take no part
     kind: str = "temperature",  # "temperature", "isotonic" or "none"
@@ -457,13 +469,12 @@ def fit_calibration(
         raise EcgmmError(f"the calibration must be one of {', '.join(CALIBRATIONS)}, got {kind!r}")
     if kind == "none":
         return {"kind": kind}
-    fit = fit_temperature if kind == "temperature" else fit_isotonic
-    fitted: list = [1.0 if kind == "temperature" else ([0.0, 1.0], [0.0, 1.0])] * len(fold.labels)
-    for k in range(len(fitted)):
-        known = np.asarray(fold.known)[:, k]
-        y, prob = np.asarray(fold.y[known, k], dtype=bool), fold.prob[known, k]
-        if min(y.sum(), (~y).sum()) >= min_positives:
-            fitted[k] = fit(y, prob)
+    fit, unchanged = _FITS[kind]
+    fitted: list[Any] = []
+    for y, prob, known in zip(fold.y.T, fold.prob.T, np.asarray(fold.known).T, strict=True):
+        y, prob = y[known] == 1, prob[known]
+        enough = min(y.sum(), (~y).sum()) >= min_positives
+        fitted.append(fit(y, prob) if enough else unchanged)
     if kind == "temperature":
         return {"kind": kind, "temperature": fitted}
     return {"kind": kind, "x": [x for x, _ in fitted], "y": [y for _, y in fitted]}

@@ -1,5 +1,6 @@
 "Corner cases of decisions and judgements; notebooks 50 and 51 have the checks that teach."
 
+import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from ecgmm.judgement import (
 )
 from ecgmm.labels import Labels
 from ecgmm.metrics import save_predictions
-from ecgmm.settings import ChoiceSettings
+from ecgmm.settings import ChoiceSettings, main
 from ecgmm.store import prepare
 from ecgmm.synthetic import synthesize
 from ecgmm.thresholds import (
@@ -238,3 +239,28 @@ def test_labels_without_a_reward_matrix():
     assert choose_decision(fold)["choice"]["goal"] == "f_measure"
     assert choose_decision(TUNE, ChoiceSettings(goal="f_measure"))["choice"]["goal"] == "f_measure"
     assert choose_decision(TUNE)["choice"]["goal"] == "challenge"
+
+
+def test_the_card_names_the_metric_of_the_interval(run):
+    for goal, title in (("f_measure", "F1"), ("challenge", "Challenge score")):
+        choose(run, ChoiceSettings(goal=goal), draws=20)
+        assert f"The {title}'s 95 % interval" in (run / "model" / "README.md").read_text()
+
+
+def test_a_search_of_ones_own_on_the_command_line(run, tmp_path, monkeypatch, capsys):
+    part = tmp_path / "my_search.py"
+    part.write_text(
+        "from ecgmm.thresholds import SEARCHES\n"
+        "SEARCHES['mine'] = lambda fold, goal: [0.25] * len(fold.labels)\n"
+    )
+    words = ["--import", part, "--model", run / "model", "--search", "mine"]
+    monkeypatch.setattr(sys, "argv", ["ecgmm_thresholds", *map(str, words)])
+    try:
+        main()
+    finally:
+        SEARCHES.pop("mine", None)
+    out = capsys.readouterr().out
+    assert "search mine, goal challenge" in out and "Challenge score" in out
+    decision = json.loads((run / "thresholds.json").read_text())
+    assert decision["thresholds"] == [0.25] * 24
+    assert set(decision["searches"]) == {"common", "official", "exact", "shrunk", "mine"}
