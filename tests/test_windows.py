@@ -1,7 +1,6 @@
 "Corner cases of windows: devices, memory that is missing, and the thread that gathers ahead."
 
 import gc
-import os
 import threading
 from unittest import mock
 
