@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -21,9 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from . import EcgmmError
-from .labels import Labels
 from .metrics import METRICS, Predictions, bootstrap_interval, load_predictions
-from .folder import read_config, save_decision
+from .folder import save_decision
 from .runs import Run, finished, plain
 from .settings import ChoiceSettings, ThresholdsOptions
 from .thresholds import SEARCHES, Decision, calibrate, choose_decision
@@ -258,38 +256,15 @@ def chosen_files(
     return model, predictions
 
 
-def _from_arrays(path, saved):
-    "Predictions by role from the arrays of a run that does not keep its patients."
-    needed = [
-        f"{role}_{name}" for role in ("tune", "test") for name in ("path", "rows", "y", "prob")
-    ]
-    if missing := [name for name in needed if name not in saved]:
-        raise EcgmmError(f"{path} has no {missing[0]}: train the classifier again")
-    config = read_config(path.with_name(path.stem.replace("predictions", "model")))
-    labels, roles = Labels.from_dict(config["labels"]), {}
-    for role in ("tune", "test"):
-        y, prob, paths, rows = (saved[f"{role}_{name}"] for name in ("y", "prob", "path", "rows"))
-        roles[role] = Predictions(labels, y, prob, rows, paths, np.arange(len(y)))
-    if "paper_prob" in saved:
-        roles["paper"] = roles["test"].with_prob(saved["paper_prob"])
-    return roles
-
-
 def read_predictions(
     path: str | Path,  # predictions.npz of a run
 ) -> dict[str, Predictions]:  # "tune", "test", and "paper" where the run has kept it
     "The predictions of a finished run by role."
-    path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            if any(name.endswith("/labels") for name in saved.files):
-                return load_predictions(path)
-            arrays = {name: saved[name] for name in saved.files}
-    except EcgmmError:
-        raise
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise EcgmmError(f"{path} cannot be read: {error}") from None
-    return _from_arrays(path, arrays)
+    roles = load_predictions(path)
+    for role in ("tune", "test"):
+        if role not in roles:
+            raise EcgmmError(f"{path} has no predictions of {role}: train the classifier again")
+    return roles
 
 # %% ../nbs/51_judgement.ipynb #51a00023
 def choose(

@@ -354,9 +354,7 @@ def _examples(store, out, scores, n=4):
         if told.reason:
             continue
         fig = plot_prediction(
-            store.x(i),
             told,
-            config["thresholds"],
             title=f"{store.records['path'].iloc[i]}    true: {truth}    predicted: {named(told.decided)}",
         )
         parts.append(_figure(fig, f"{row['model']}, {row['arm']}, fold {row['fold']}"))

@@ -627,7 +627,7 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command(FinetuneOptions, "ecgmm.finetune"),
     "fuse": Command(FuseOptions, "ecgmm.finetune"),
     "thresholds": Command(ThresholdsOptions, "ecgmm.judgement"),
-    "predict": Command(PredictOptions, "ecgmm.predict"),
+    "predict": Command(PredictOptions, "ecgmm.answers"),
     "compare": Command(CompareOptions, "ecgmm.study"),
     "reproduce": Command(StudyOptions, "ecgmm.results"),
 }

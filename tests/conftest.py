@@ -135,6 +135,8 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; those not named
     "50_thresholds": 20,
     "51_judgement": 35,
     "52_predict": 25,
+    "54_answers": 10,
+    "test_answers": 15,
     "70_plan": 20,
     "13_probes": 20,
     "11_training": 20,

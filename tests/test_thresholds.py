@@ -22,7 +22,7 @@ from ecgmm.judgement import (
 )
 from ecgmm.labels import Labels
 from ecgmm.metrics import save_predictions
-from ecgmm.settings import ChoiceSettings, main
+from ecgmm.settings import Branch, ChoiceSettings, ClassifierSettings, TrainSettings, main
 from ecgmm.store import prepare
 from ecgmm.synthetic import synthesize
 from ecgmm.thresholds import (
@@ -161,7 +161,10 @@ def finished_run(tmp_path_factory):
     home = tmp_path_factory.mktemp("run")
     synthesize(home / "hospitals", n=120, seed=0)
     store = prepare(home / "hospitals", home / "store", progress=False)
-    finetune(store, home / "run", encoder="xresnet1d_small", epochs=1, cpu=True, progress=False)
+    small = ClassifierSettings(
+        (Branch("signal", "xresnet1d_small"),), train=TrainSettings(epochs=1)
+    )
+    finetune(store, home / "run", small, split=store.split(fold=0), cpu=True, progress=False)
     return home / "run"
 
 
@@ -171,7 +174,7 @@ def run(finished_run, tmp_path):
 
 
 def test_predictions_of_several_roles_with_patients(run):
-    "The file of `save_predictions` says the same as the arrays of a run, and keeps its patients."
+    "Other predictions in the file of a run, and patients with several recordings."
     file = run / "predictions.npz"
     roles = read_predictions(file)
     before = choose(run, draws=20).to_dict()
@@ -181,18 +184,9 @@ def test_predictions_of_several_roles_with_patients(run):
     paper = choose(run, ChoiceSettings(protocol="paper"), draws=20)
     assert paper.epoch_by == "test"
     assert paper.decision == choose_decision(late, ChoiceSettings(protocol="paper"))
-    families = replace(roles["test"], group=roles["test"].group // 3)
+    families = replace(roles["test"], group=np.arange(len(roles["test"])) // 2)
     save_predictions(roles | {"test": families}, file)
     assert choose(run, draws=20).interval != before["metrics"]["interval"]
-
-
-def test_the_epoch_of_the_papers_protocol_in_the_arrays_of_a_run(run):
-    file = run / "predictions.npz"
-    with np.load(file, allow_pickle=False) as saved:
-        arrays = dict(saved)
-    late = 0.5 * arrays["test_prob"] + 0.5 * arrays["test_y"]
-    np.savez(file, **arrays | {"paper_prob": late})
-    assert (read_predictions(file)["paper"].prob == late).all()
 
 
 def test_files_that_are_not_as_they_should_be(run):
@@ -202,18 +196,20 @@ def test_files_that_are_not_as_they_should_be(run):
         choose(run, ChoiceSettings(protocol="paper"), draws=5)
     assert mine.read_text() == "mine"
     file = run / "predictions-auprc.npz"
-    with np.load(file, allow_pickle=False) as saved:
-        arrays = dict(saved)
-    auprc = ChoiceSettings(best_by="auprc")
-    n = len(arrays["tune_path"])
-    np.savez(file, **arrays | {"tune_path": np.resize(arrays["test_path"], n)})
+    auprc, roles = ChoiceSettings(best_by="auprc"), read_predictions(file)
+    n = len(roles["tune"])
+    save_predictions(
+        roles | {"tune": replace(roles["tune"], paths=np.resize(roles["test"].paths, n))}, file
+    )
     with pytest.raises(EcgmmError, match="in tune and in test"):
         choose(run, auprc)
-    np.savez(file, **{k: v for k, v in arrays.items() if k != "tune_y"})
-    with pytest.raises(EcgmmError, match="has no tune_y"):
+    save_predictions({"test": roles["test"]}, file)
+    with pytest.raises(EcgmmError, match="has no predictions of tune"):
         choose(run, auprc)
     file.write_bytes(b"PK")
-    with pytest.raises(EcgmmError, match=r"predictions-auprc.npz cannot be read"):
+    with pytest.raises(
+        EcgmmError, match=r"predictions-auprc.npz: these predictions cannot be read"
+    ):
         choose(run, auprc)
     file.unlink()
     with pytest.raises(EcgmmError, match=r"for auprc there is no predictions-auprc.npz"):
