@@ -6,7 +6,7 @@ DEMO ?= demo
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs notebooks export bench gpu clean
+.PHONY: help demo test quick check dist lab docs notebooks export bench gpu clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,16 @@ demo: .venv/.installed  ## simulate a database, train on it, and write a report 
 
 test: .venv/.installed  ## every notebook, the repository's own rules, and the end-to-end tests, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q --durations=15
+
+quick: .venv/.installed  ## the rules, unit tests and fast notebooks: under two minutes, nothing is trained or built
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q --quick
+
+check: .venv/.installed  ## format, lint, types and spelling of what you edit
+	$(BIN)/ruff format nbs tests tools setup.py && $(BIN)/ruff check nbs tests tools setup.py
+	$(BIN)/mypy && $(BIN)/codespell
+
+dist: .venv/.installed  ## source archive and wheel into dist
+	rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist .
 
 lab: .venv/.installed  ## open the notebooks
 	$(BIN)/jupyter lab nbs

@@ -26,7 +26,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from . import EcgmmError
 from .runs import Run, StrPath, file_error, read_marker
 from .runs import progress as progress_bar
-from .settings import command
+from .settings import DownloadOptions
 
 # %% ../nbs/09_download.ipynb #c2b23a96
 BASE_URL = "https://physionet.org/files/challenge-2020/1.0.2/"
@@ -460,35 +460,28 @@ def _download_records(
     return Downloaded(len(records), whole, fetched, failed, len(records) - whole - len(failed))
 
 # %% ../nbs/09_download.ipynb #80ca18dd
-@command
 def ecgmm_download(
-    # folder to fill, in the server's layout (training/SOURCE/gN/NAME.hea and .mat)
-    out: str = "challenge-2020",
-    # cpsc_2018, cpsc_2018_extra, st_petersburg_incart, ptb, ptb-xl, georgia, or all of them
-    source: str = "all",
-    n_records: int = None,  # only the first so many recordings of each source; all if not given
-    base_url: str = BASE_URL,  # address of the folder with RECORDS and SHA256SUMS.txt, for a mirror
-    connections: int = 4,  # connections at a time, 1 to 16
+    options: DownloadOptions,
 ):
-    "Download the public recordings of the Challenge 2020, or go on with it."
-    if source not in ("all", *SOURCES):
-        raise EcgmmError(f"source must be one of all, {', '.join(SOURCES)}; got {source!r}")
+    "The command: download recordings, and say what failed."
+    if options.source not in ("all", *SOURCES):
+        raise EcgmmError(f"source must be one of all, {', '.join(SOURCES)}; got {options.source!r}")
     done = download(
-        out,
-        sources=SOURCES if source == "all" else [source],
-        n_records=n_records,
-        base_url=base_url,
-        connections=connections,
+        options.out,
+        sources=SOURCES if options.source == "all" else [options.source],
+        n_records=options.n_records,
+        base_url=options.base_url or BASE_URL,
+        connections=options.connections,
     )
     print(
-        f"{done.whole} of {done.wanted} recordings are whole in {out}, "
+        f"{done.whole} of {done.wanted} recordings are whole in {options.out}, "
         f"{done.fetched} files were fetched now"
     )
     if done.whole == done.wanted:
-        return
+        return print(f"next: ecgmm_prepare --data {options.out} --store store")
     shown = "".join(f"\n  {why}" for why in list(done.failed.values())[:5])
     rest = f", {done.untried} more were not tried" if done.untried else ""
     raise EcgmmError(
-        f"failed: {len(done.failed)}{rest}; the list is {Path(out) / _FAILED}, "
+        f"failed: {len(done.failed)}{rest}; the list is {Path(options.out) / _FAILED}, "
         f"the same command tries them again{shown}"
     )

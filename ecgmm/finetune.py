@@ -43,7 +43,7 @@ from ecgmm.settings import (
     as_dict,
 )
 from .spectrogram import FRONTS, look_up
-from .store import Store
+from .store import Store, chosen_split
 from .training import begin_together, best_weights, fit, processes, read_history
 from .windows import Batches, Windows, accelerator_for, choose_device
 
@@ -704,7 +704,7 @@ def ecgmm_finetune(
 ) -> None:
     "The command: train a classifier, or a label curve, and print its scores."
     store, out = Store(options.store), _out(options)
-    split = store.split(fold=options.fold, source=options.test_source)
+    split = chosen_split(store, options)
     how: dict[str, Any] = dict(split=split, cpu=options.cpu, overwrite=options.overwrite)
     if options.fractions:
         curve = label_curve(store, out, options.settings, fractions=options.fractions, **how)

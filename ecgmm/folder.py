@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from . import EcgmmError, __version__
 from .data import FS, LEADS
 from .labels import Labels
+from .metrics import METRICS
 from .models import Classifier
 from .runs import Run, file_error, fingerprint, read_marker, write_whole
 
@@ -92,15 +93,6 @@ _OUR_CARD = "<!-- a card by ecgmm, renewed when thresholds are chosen -->"
 _TRANSDUCTIVE = (
     "the encoder's pre-training was transductive: it saw the test recordings, without their labels"
 )
-_TITLES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "accuracy": "accuracy",
-    "f_measure": "F1",
-    "f_beta": "F2",
-    "g_beta": "G2",
-    "challenge": "Challenge score",
-}
 _LIMITS = (
     "For research and teaching. **Not a medical device**: nobody has tested it on patients like "
     "yours. Scores are of recordings from the sources above; other hospitals, machines, ages and "
@@ -183,8 +175,8 @@ def _scores(metrics):
 
 
 def _metric_title(key):
-    "How a metric is called; its key, if it is none of ours."
-    return _TITLES.get(key, key)
+    "How a metric is called; its key, if it is not registered here."
+    return METRICS[key].title if key in METRICS else key
 
 
 def _protocol(config):
@@ -203,9 +195,7 @@ def _protocol(config):
     interval = config["metrics"].get("interval") or {}
     if interval.get("low") is not None:
         low, high = interval["low"], interval["high"]
-        sentences.append(
-            f"The Challenge score's 95 % interval on test is {low:.3f} to {high:.3f}."
-        )
+        sentences.append(f"The Challenge score's 95 % interval on test is {low:.3f} to {high:.3f}.")
     return " ".join(sentences)
 
 
@@ -435,9 +425,7 @@ def _check_is_model(folder):
         inside = f": its model is {folder / 'model'}"
     if marker and marker["kind"] != "model":
         article = "an" if marker["kind"][:1] in tuple("aeiou") else "a"
-        raise EcgmmError(
-            f"{folder}: a model is needed, this is {article} {marker['kind']}{inside}"
-        )
+        raise EcgmmError(f"{folder}: a model is needed, this is {article} {marker['kind']}{inside}")
     if marker and marker["state"] != "done":
         raise EcgmmError(f"{folder}: this model is not finished: run the command again")
     for name in (_CONFIG, _WEIGHTS):

@@ -265,8 +265,8 @@ class Backbone(nn.Module):
         if getattr(encoder, "ndim", front.ndim) != front.ndim:
             kind = type(encoder).__name__
             raise EcgmmError(
-                f"the encoder {kind} reads {encoder.ndim} axes, "
-                f"the modality {front.modality!r} has {front.ndim}"
+                f"the encoder {kind} does not read the modality {front.modality!r}: "
+                f"it takes {encoder.ndim} axes, not {front.ndim}"
             )
         self.front, self.encoder, self.frozen = front, encoder, False
 

@@ -32,7 +32,7 @@ from ecgmm.settings import (
     method_name,
 )
 from .spectrogram import FRONTS, look_up
-from .store import Store
+from .store import Store, chosen_split
 from .training import begin_together, fit, processes, read_history
 from .windows import Batches, Windows, accelerator_for
 
@@ -433,7 +433,7 @@ def ecgmm_pretrain(
 ):
     "The command: pre-train, and print what was seen and the last epoch."
     store, settings = Store(options.store), options.settings
-    split = store.split(fold=options.fold, source=options.test_source)
+    split = chosen_split(store, options)
     where = options.test_source or f"fold{options.fold}"
     out = options.out or f"models/{options.method}-{settings.branch.modality}-{where}"
     done = read_marker(out).get("state") == "done" and not options.overwrite

@@ -9,7 +9,7 @@ __all__ = ['Words', 'Integers', 'Numbers', 'Branches', 'OneBranch', 'Imported', 
            'ChoiceSettings', 'Arm', 'StudySettings', 'as_dict', 'from_dict', 'CommonOptions', 'SynthesizeOptions',
            'DownloadOptions', 'PrepareOptions', 'PretrainOptions', 'FinetuneOptions', 'FuseOptions',
            'ThresholdsOptions', 'PredictOptions', 'StudyOptions', 'CompareOptions', 'DemoOptions', 'Command',
-           'read_options', 'main', 'command', 'listed']
+           'read_options', 'main']
 
 # %% ../nbs/02_settings.ipynb #affaec11
 import importlib
@@ -769,85 +769,3 @@ def main():
     if name in COMMANDS:
         return _run(name, words[1:])
     sys.exit(f"ecgmm: there is no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-
-# %% ../nbs/02_settings.ipynb #6c41b2de
-import argparse
-from functools import wraps
-
-from fastcore.docments import docments
-
-
-def _parser(f):
-    "The options of a function: a docment, a type and a default each, in either spelling."
-    p = argparse.ArgumentParser(
-        f.__name__,
-        description=f.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    for name, about in docments(f, full=True).items():
-        if name == "return":
-            continue
-        spelled = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        if about["anno"] is bool:
-            p.add_argument(*spelled, action="store_true", help=about["docment"])
-        else:
-            p.add_argument(
-                *spelled, type=about["anno"], default=about["default"], help=about["docment"]
-            )
-    p.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
-    return p
-
-# %% ../nbs/02_settings.ipynb #b8dacf06
-def _hush():
-    "A reader has seen enough (`| head`): what is left to be said has nobody to hear it."
-    with open(os.devnull, "wb") as null:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                os.dup2(null.fileno(), stream.fileno())
-
-
-def command(
-    f,  # a function with a docment, a type and a default for each parameter
-):  # the same function; where the running script has its name, and it is called without arguments, these come from the command line
-    "Make a function a command as well, whose `EcgmmError` is one line; any other error is a mistake of ours, and shows itself whole."
-
-    @wraps(f)
-    def run(*args, **named):
-        if args or named or Path(sys.argv[0]).stem != f.__name__:
-            return f(*args, **named)
-        given = vars(_parser(f).parse_args())
-        traceback = given.pop("traceback")
-        try:
-            try:
-                return f(**given)
-            finally:
-                if sys.stdout is not None:
-                    sys.stdout.flush()
-        except BrokenPipeError:
-            _hush()
-            sys.exit(128 + 13)  # as a shell says it of SIGPIPE
-        except EcgmmError as e:
-            if traceback:
-                raise
-            message = str(e).removeprefix(f"{f.__name__}: ")
-        except KeyboardInterrupt:
-            if traceback:
-                raise
-            message = "stopped; what is done is kept, and the same command goes on from there, no --resume is needed"
-        sys.exit(f"{f.__name__}: {message}")
-
-    return run
-
-# %% ../nbs/02_settings.ipynb #c0ffee01
-def listed(
-    text: str,  # as an option is given: "0,2,4"
-    kind=str,  # what each part is: str, int or float
-) -> list:
-    "The parts of an option with commas between."
-    try:
-        return [kind(part) for part in str(text).split(",") if part.strip()]
-    except ValueError:
-        raise EcgmmError(
-            f"{'whole ' * (kind is int)}numbers with commas between are needed, got {text!r}"
-        ) from None

@@ -23,7 +23,7 @@ from .data import Recording, recording_files
 from .labels import ABBREVIATIONS, CLASSES
 from .runs import Run, StrPath
 from .runs import progress as progress_bar
-from .settings import SyntheticSettings, as_dict, command
+from .settings import SynthesizeOptions, SyntheticSettings, as_dict
 
 # %% ../nbs/03_synthetic.ipynb #7e58b25d
 ELECTRODES = ("RA", "LA", "LL", "V1", "V2", "V3", "V4", "V5", "V6")  # arms, left leg, chest
@@ -1043,26 +1043,21 @@ def synthesize(
     return table
 
 # %% ../nbs/03_synthetic.ipynb #3a0ca172
-@command
 def ecgmm_synthesize(
-    out: str = "data/synthetic",  # folder to write the database into
-    n: int = 400,  # number of records
-    seed: int = 0,  # seed: the same seed gives the same files
-    least: int = 10,  # records of each class, at least; at most n / 30
-    duplicates: float = 0.01,  # share of recordings that stand under a second name
-    repeats: float = 0.05,  # share of records that are another visit of the same person
-    workers: int = 0,  # threads; 0: as many as processors
-    overwrite: bool = False,  # replace a database that another call made there
+    options: SynthesizeOptions,
 ):
-    "Write a synthetic 12-lead ECG database in the layout of the PhysioNet/CinC Challenge 2020."
+    "The command: write a simulated database, and print how many recordings each class has."
     table = synthesize(
-        out,
-        SyntheticSettings(n, seed, least, duplicates, repeats),
-        workers=workers or None,
-        overwrite=overwrite,
+        options.out,
+        options.settings,
+        workers=options.workers or None,
+        overwrite=options.overwrite,
         progress=True,
     )
     counts = table["classes"].explode().value_counts().reindex(ABBREVIATIONS, fill_value=0)
     sources, minutes = table["source"].nunique(), table["seconds"].sum() / 60
-    print(f"{n} records of {sources} sources under {out}, {minutes:.0f} min of ECG")
-    print("records per class: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    print(
+        f"{len(table)} recordings of {sources} sources under {options.out}, {minutes:.0f} min of ECG"
+    )
+    print("recordings per class: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    print(f"next: ecgmm_prepare --data {options.out} --store store")

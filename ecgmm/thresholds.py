@@ -47,7 +47,7 @@ def _gain(terms, y, decided, k):
 
 def _checked(name, y, prob):
     "Labels as booleans, probabilities as float64: (N, 24) each, from 0 to 1."
-    y, prob = _labels_and_prob(name, y, prob)
+    y, prob = _labels_and_prob(y, prob)
     if y.shape[1] != len(ABBREVIATIONS):
         raise EcgmmError(
             f"{name}: the {len(ABBREVIATIONS)} scored classes are needed, got {y.shape[1]}"

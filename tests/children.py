@@ -1,29 +1,22 @@
-"""Commands in children of the test process, which has everything imported already: a new interpreter spends three seconds on that alone.
+"""Commands in children of the test process, and scripts in several processes.
 
-A child has its own arguments, folder, standard output and error, and ends by itself. That the installed scripts start is shown elsewhere: each with `--help` in test_repository, each at work in test_readme.
+A child has everything imported already (a new interpreter spends three seconds on that alone). It
+has its own arguments, folder, standard output and error, and ends by itself. That the installed
+scripts start is shown elsewhere: each with `--help` in test_repository, each at work in
+test_readme.
 """
 
 import importlib
 import os
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import traceback
-from configparser import ConfigParser
-from pathlib import Path
 
+from conftest import SCRIPTS
 from patience import HANG
-
-CONFIG = ConfigParser(delimiters=["="])
-CONFIG.read(Path(__file__).resolve().parents[1] / "settings.ini", encoding="utf-8")
-TARGETS = {  # command -> module and function
-    name.strip(): target.strip().split(":")
-    for name, target in (
-        line.split("=")
-        for line in CONFIG["DEFAULT"]["console_scripts"].splitlines()
-        if line.strip()
-    )
-}
 
 
 class Child:
@@ -62,19 +55,19 @@ class Child:
                 os._exit(status)
 
     def end(self):
-        "Wait for it: exit status (minus the signal that killed it), standard output, standard error."
+        "Wait for its end: exit status (minus the signal that killed it), output, errors."
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        said = []
+        printed = []
         for file in self.files:
             with file:
                 file.seek(0)
-                said.append(file.read().decode())
-        return status, *said
+                printed.append(file.read().decode())
+        return status, *printed
 
 
 def child(name, *words, cwd=".", before=lambda: None):
-    "A command with what stands behind its name on the command line, after `before` has been called in its process."
-    module, function = TARGETS[name]
+    "A command with its words, begun in a child after `before` has been called there."
+    module, function = SCRIPTS[name]
     f = getattr(importlib.import_module(module), function)
 
     def call():
@@ -83,3 +76,33 @@ def child(name, *words, cwd=".", before=lambda: None):
         f()
 
     return Child(call, cwd)
+
+
+def command(name, *words, cwd, fails=False):
+    "What a command prints, which has to succeed or to fail as expected, without a traceback."
+    status, out, err = child(name, *words, cwd=cwd).end()
+    assert (status != 0) == fails, out + err
+    assert "Traceback" not in err, err
+    return out + (err if fails else "")
+
+
+def launcher(processes):
+    "What stands between the interpreter and a script that is to run in several processes."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *address]
+
+
+def run_script(script, *options, processes=1, check=True):
+    "A script in one process or in several of one group."
+    launch = launcher(processes) if processes > 1 else []
+    return subprocess.run(
+        [sys.executable, *launch, str(script), *map(str, options)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=check,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+    )

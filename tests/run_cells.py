@@ -1,9 +1,16 @@
-"""Run a notebook's cells as "Run all" does: in their order, in one interpreter, in the folder where this was started. The first error ends it.
+"""Run a notebook's cells as "Run all" does; the first error ends it.
 
-    python -P run_cells.py PACKAGE NOTEBOOK               # PACKAGE: the folder that ecgmm has to come from
-    python -P run_cells.py PACKAGE NOTEBOOK ... --flagged # a line of JSON for each cell marked `data` or `cuda`, run after nothing but imports and exported cells: what it printed
+They run in their order, in one interpreter, in the folder where this was started.
 
-Cells marked `slow` or `eval: false` are left out. Those marked `data` or `cuda` are not: where there are no recordings or no GPU they say so.
+    python -P run_cells.py PACKAGE NOTEBOOK
+    python -P run_cells.py PACKAGE NOTEBOOK ... --flagged
+
+PACKAGE is the folder that ecgmm has to come from. With `--flagged` each cell marked `data` or
+`cuda` is run after nothing but imports and exported cells, and gives a line of JSON: what it
+printed.
+
+Cells marked `slow` or `eval: false` are left out. Those marked `data` or `cuda` are not: where
+there are no recordings or no GPU they say so.
 """
 
 import ast
@@ -27,7 +34,11 @@ class Cell(NamedTuple):
 
 
 def code_cells(notebook):
-    "In their order; read as the JSON that they are, since nbformat takes longer to import than some notebooks to run."
+    """In their order.
+
+    Read as the JSON that they are, since nbformat takes longer to import than some notebooks to
+    run.
+    """
     return [
         Cell(c["id"], "".join(c["source"]))
         for c in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
@@ -76,7 +87,8 @@ def imports(source):
 
 
 def flagged(notebook):
-    "What the cells marked `data` or `cuda` print and raise, each after the imports and the exported cells above it."
+    """What the cells marked `data` or `cuda` print and raise, each after the imports and the
+    exported cells above it."""
     names = {"__name__": "__main__"}
     for cell in code_cells(notebook):
         marks = directives(cell)

@@ -2,25 +2,42 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from children import child
+from children import command as run
 
 from ecgmm.metrics import report
 from ecgmm.folder import load_model
 from ecgmm.store import Store
 
-BIN = Path(sys.executable).parent
 
-
-def run(command, *args, cwd, fails=False):
-    status, out, err = child(command, *args, cwd=cwd).end()
-    assert (status != 0) == fails, out + err
-    assert "Traceback" not in err, err
-    return out + (err if fails else "")
+def check_second_calls(out, printed, cwd):
+    "The same call again is done already; with other settings it is refused."
+    words = (
+        "ecgmm_finetune",
+        "--modality",
+        "spectrogram",
+        "--encoder",
+        "se_resnet_small",
+        "--fold",
+        3,
+        "--cpu",
+    )
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert (
+        json.loads(run(*words, "--epochs", 1, cwd=cwd).strip().splitlines()[-1]) == printed
+    )  # the same again: it is done
+    said = run(
+        *words, "--epochs", 2, cwd=cwd, fails=True
+    )  # another: refused, with the difference and what to do
+    assert (
+        "a finished classifier with another settings.epochs (1, now 2)" in said
+        and "another folder" in said
+        and "--overwrite" in said
+    )
+    assert "another settings.seed" in run(*words, "--epochs", 1, "--seed", 1, cwd=cwd, fails=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
 def test_from_files_to_a_scored_model(tmp_path):
@@ -65,32 +82,7 @@ def test_from_files_to_a_scored_model(tmp_path):
     printed = json.loads(said.strip().splitlines()[-1])
     for name, value in again.items():
         assert np.isclose(printed[name], value, atol=1e-4, equal_nan=True)
-    words = (
-        "ecgmm_finetune",
-        "--modality",
-        "spectrogram",
-        "--encoder",
-        "se_resnet_small",
-        "--fold",
-        3,
-        "--cpu",
-    )
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert (
-        json.loads(run(*words, "--epochs", 1, cwd=tmp_path).strip().splitlines()[-1]) == printed
-    )  # the same again: it is done
-    said = run(
-        *words, "--epochs", 2, cwd=tmp_path, fails=True
-    )  # another: refused, with the difference and what to do
-    assert (
-        "a finished classifier with another settings.epochs (1, now 2)" in said
-        and "another folder" in said
-        and "--overwrite" in said
-    )
-    assert "another settings.seed" in run(
-        *words, "--epochs", 1, "--seed", 1, cwd=tmp_path, fails=True
-    )
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    check_second_calls(out, printed, cwd=tmp_path)
 
 
 def test_the_demo_and_its_second_call(tmp_path):
@@ -109,9 +101,10 @@ def test_the_demo_and_its_second_call(tmp_path):
         for a in ("scratch", "dino")
         for m in ("signal", "spectrogram", "average", "concat", "gate")
     ]
-    stages = lambda: {
-        p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("run.json")
-    }
+
+    def stages():
+        return {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "study").rglob("run.json")}
+
     made = stages()
     assert {p.parent.name.split("-")[0] for p in made} == {
         "study",
@@ -132,7 +125,8 @@ def test_the_demo_and_its_second_call(tmp_path):
 
 
 def test_a_source_is_left_out(tmp_path):
-    "The whole study by command, in two parts and a call that gathers, with every source left out once."
+    """The whole study by command, in two parts and a call that gathers, with every source left out
+    once."""
     run("ecgmm_synthesize", "--out", "data", "--n", 90, cwd=tmp_path)
     run("ecgmm_prepare", cwd=tmp_path)
     words = (

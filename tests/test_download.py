@@ -1,4 +1,7 @@
-"Downloads in corner cases: odd addresses, redirections, full disks, other people's files, kills. Nothing here touches the network."
+"""Downloads in corner cases: odd addresses, redirections, full disks, other people's files, kills.
+
+Nothing here touches the network.
+"""
 
 import errno
 import hashlib
@@ -84,7 +87,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server:
-    """A server on a free port. `faults`: path -> one fault per request, in turn: `k` closes the connection after k bytes, "flip" changes one byte, "to ADDRESS" redirects, "endless" goes on for ever."""
+    """A server on a free port, with faults: path -> one fault per request, in turn.
+
+    `k` closes the connection after k bytes, "flip" changes one byte, "to ADDRESS" redirects,
+    "endless" never ends.
+    """
 
     def __init__(self, root):
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,4 +1,8 @@
-"Nothing of a user's is ever destroyed: what each command does in a folder that is not its own, is in use, was half made, or lies on a full disk. Each test guards a kind, over all that writes."
+"""Nothing of a user's is ever destroyed.
+
+What each command does in a folder that is not its own, is in use, was half made, or lies on a full
+disk. Each test guards a kind, over all that writes.
+"""
 
 import json
 import os
@@ -126,7 +130,10 @@ def content(folder):
     ],
 )
 def test_in_a_folder_of_somebody_else(home, tmp_path, name):
-    "The Challenge's own `training/`, and files with every name that we use: refused by name, before anything is changed, with --overwrite or without."
+    """The Challenge's own `training/`, and files with every name that we use.
+
+    Refused by name, before anything is changed, with --overwrite or without.
+    """
     other = tmp_path / "challenge-2020"
     shutil.copytree(home / "hospitals" / "training", other / "training")
     for mine in (
@@ -187,7 +194,10 @@ INSIDE = {
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_two_at_once(home, tmp_path, name):
-    "The second is told who is at work, with the same options and with others; the first ends as if it had been alone."
+    """The second is told who is at work, with the same options and with others.
+
+    The first ends as if it had been alone.
+    """
     module, step = INSIDE[name]
     (at_work, says), (told, goes_on) = os.pipe(), os.pipe()
 
@@ -228,7 +238,8 @@ def test_two_at_once(home, tmp_path, name):
 
 
 def killed(call, below, stop):
-    "Run `call` in a process of its own that kills itself at its `stop`-th change of anything below a folder; True if it came that far."
+    """Run `call` in a process of its own that kills itself at its `stop`-th change of anything
+    below a folder; True if it came that far."""
     pid = os.fork()
     if pid == 0:
         seen = [0]
@@ -280,7 +291,10 @@ def settled(folder):
 
 
 def swept(tmp_path, start, call, every):
-    "Killed at each `every`-th change and called again: always the end of an undisturbed call, and nothing left behind."
+    """Killed at each `every`-th change and called again.
+
+    Always the end of an undisturbed call, and nothing left behind.
+    """
     x = tmp_path / "x"
     start(x)
     call(x)
@@ -310,7 +324,10 @@ def test_a_killed_store(home, tmp_path):
 
 def test_a_killed_store_that_replaces_another(home, tmp_path):
     whole = content(home / "store")
-    start = lambda f: shutil.copytree(home / "store", f)
+
+    def start(f):
+        return shutil.copytree(home / "store", f)
+
     swept(
         tmp_path,
         start,
@@ -365,7 +382,8 @@ def full(room):  # bytes
     ],
 )
 def test_a_full_disk(home, tmp_path, name, room):
-    "One clear line, what filled the disk is gone, and with more room the same call ends as it should."
+    """One clear line, what filled the disk is gone, and with more room the same call ends as it
+    should."""
     out = tmp_path / "x"
     if name == "ecgmm_thresholds":
         shutil.copytree(home / "classifier", out)

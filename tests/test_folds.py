@@ -1,4 +1,4 @@
-"Corner cases of folds: tables of patients that cannot be read, and groups against their definition."
+"Corner cases of folds: unreadable tables of patients, and groups against their definition."
 
 import numpy as np
 import pandas as pd

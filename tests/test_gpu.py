@@ -1,17 +1,16 @@
-"tools/gpu.sh, as far as a machine without a GPU can tell: every check with tiny settings, and that one failure stops no other."
+"""tools/gpu.sh, as far as a machine without a GPU can tell.
+
+Every check with tiny settings, and that one failure stops no other.
+"""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-
-import nbformat
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
 
 import gpu
+import nbformat
+from conftest import ROOT
 
 
 def test_every_check_with_tiny_settings(tmp_path):
@@ -48,7 +47,10 @@ def test_every_check_with_tiny_settings(tmp_path):
 
 
 def test_a_failing_check_stops_no_other(tmp_path, monkeypatch):
-    "An error is a failed check; a process that dies fails what it did not come to, and what it had done counts."
+    """An error is a failed check.
+
+    A process that dies fails what it did not come to, and what it had done counts.
+    """
     line = gpu.run_check("x", lambda work: 1 / 0, None)
     assert (
         not line["passed"]
@@ -57,7 +59,11 @@ def test_a_failing_check_stops_no_other(tmp_path, monkeypatch):
     )
     assert gpu.run_check("x", lambda work: {"a": 1.0}, None)["passed"]
     (tmp_path / "dies.py").write_text(
-        "import json, os\nprint('@' + json.dumps(dict(name='first', passed=True, seconds=1.0, figures={}, error='')), flush=True)\nprint('a device-side assert', flush=True)\nos.abort()"
+        "import json, os\n"
+        "line = dict(name='first', passed=True, seconds=1.0, figures={}, error='')\n"
+        "print('@' + json.dumps(line), flush=True)\n"
+        "print('a device-side assert', flush=True)\n"
+        "os.abort()"
     )
     monkeypatch.setattr(gpu, "__file__", str(tmp_path / "dies.py"))
     first, second = gpu.process_lines(["g"], ["first", "second"], tmp_path, False, 60)
@@ -78,7 +84,10 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 
 def test_cuda_cells_are_found_and_run(tmp_path):
-    "Every notebook with such a cell has a check on a GPU; the cells above are run first, and an assertion counts."
+    """Every notebook with such a cell has a check on a GPU.
+
+    The cells above are run first, and an assertion counts.
+    """
     marked = {
         p.stem
         for p in (ROOT / "nbs").glob("*.ipynb")
@@ -93,7 +102,11 @@ def test_cuda_cells_are_found_and_run(tmp_path):
             for s in ("x = 1", "%cd -q .\nx += 1", "#| slow\nx = 5", f"#| cuda\n{last}", "x = y")
         ]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "x.ipynb")
-        code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import gpu; from pathlib import Path; print(gpu.run_cuda_cells(Path('x.ipynb').resolve()))"
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); "
+            "import gpu; from pathlib import Path; "
+            "print(gpu.run_cuda_cells(Path('x.ipynb').resolve()))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
         )

@@ -1,4 +1,4 @@
-"Inputs of the metrics that are refused, and how: the notebook 12_metrics has the checks that teach."
+"Inputs of the metrics that are refused, and how; the checks that teach are in 12_metrics."
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
-"""Every notebook is a test: its cells run in order, in a process of its own, and each assertion has to hold.
+"""Every notebook is a test: its cells run in order, and each assertion has to hold.
 
-They run as a stranger runs them: in an empty folder, with the installed wheel instead of this repository. All but the cells marked `slow` run.
+They run as a stranger runs them: in an empty folder, with the installed wheel instead of this
+repository. All but the cells marked `slow` run.
 """
 
 import ast
@@ -13,15 +14,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import SECONDS, dealt
+from conftest import NOTEBOOKS, ROOT, SECONDS, dealt
 from patience import HANG
 from run_cells import code_cells, directives
 
 from ecgmm.data import real_data
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNNER = Path(__file__).with_name("run_cells.py")
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
 def run_cells(package, *words, cwd, python_path=None, **env):
@@ -50,7 +49,10 @@ def test_notebook(path, wheel, tmp_path):
 
 
 def test_two_processes_end_together():
-    "Every test has its place; the two halves, as two processes get them, take about as long; a unit stays in one piece, and the longest comes first."
+    """Every test has its place; the two halves, as two processes get them, take about as long.
+
+    A unit stays in one piece, and the longest comes first.
+    """
     assert set(SECONDS) <= {p.stem for p in [*NOTEBOOKS, *Path(__file__).parent.glob("test_*.py")]}
     units = [
         *(name for name in sorted(SECONDS) for _ in range(1 if name[0].isdigit() else 7)),
@@ -75,7 +77,8 @@ def test_data_cells_had_their_recordings():
     marked = [p.stem for p in NOTEBOOKS if any("data" in directives(c) for c in code_cells(p))]
     if not real_data():
         pytest.skip(
-            f"no real recordings in ECGMM_REAL or ../shared/data: the cells marked `data` of {', '.join(marked)} only said so"
+            "no real recordings in ECGMM_REAL or ../shared/data: "
+            f"the cells marked `data` of {', '.join(marked)} only said so"
         )
     assert sorted(real_data().rglob("*.hea")), f"{real_data()} holds no recording"
 
@@ -88,7 +91,11 @@ def book(path, *sources):
 
 
 def test_a_failing_cell_fails(tmp_path, wheel):
-    "The runner itself: a false assertion is noticed, wherever it is, and only `slow` and `eval: false` leave a cell out."
+    """The runner itself.
+
+    A false assertion is noticed, wherever it is, and only `slow` and `eval: false` leave a cell
+    out.
+    """
     fine = ("x = 1", "#| slow\nassert x == 2", "#| hide\n#| eval: false\nassert x == 3", "%cd -q .")
     status, output = run_cells(wheel, book(tmp_path / "x.ipynb", *fine), cwd=tmp_path)
     assert status == 0 and "2 cells ran" in output, output
@@ -114,7 +121,8 @@ def test_another_ecgmm_is_noticed(tmp_path, wheel):
 
 
 def test_without_recordings_and_without_a_gpu_a_cell_says_so(tmp_path, wheel):
-    "In each notebook each cell marked `data` or `cuda` prints one sentence, whatever was run before it."
+    """In each notebook each cell marked `data` or `cuda` prints one sentence, whatever was run
+    before it."""
     status, output = run_cells(
         wheel,
         *sorted(NOTEBOOKS),

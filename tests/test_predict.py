@@ -1,4 +1,8 @@
-"Prediction as a user meets it: the command in a process of its own, a thousand recordings, hostile files, a model folder that travelled."
+"""Prediction as a user meets it.
+
+The command in a process of its own, a thousand recordings, hostile files, a model folder that
+travelled.
+"""
 
 import json
 import os
@@ -7,12 +11,12 @@ import shutil
 import subprocess
 import sys
 from contextlib import chdir
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from patience import HANG
 
 from ecgmm import EcgmmError
@@ -27,7 +31,6 @@ from ecgmm.settings import PrepareSettings
 from ecgmm.store import prepare
 from ecgmm.synthetic import simulate, synthesize
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """import resource, sys
 from ecgmm.predict import ecgmm_predict
 sys.argv[0] = "ecgmm_predict"
@@ -90,7 +93,10 @@ def ecg():
 
 
 def test_a_thousand_recordings_stream(tmp_path, model):
-    "Ten times the recordings, the same memory; each has its row, in order, and the same samples the same row."
+    """Ten times the recordings, the same memory.
+
+    Each has its row, in order, and the same samples the same row.
+    """
     kinds = [
         write_recording(tmp_path / "kinds", Recording(f"K{k}", simulate((c,), 10, 500, rng=k), 500))
         for k, c in enumerate(ABBREVIATIONS[:20])
@@ -214,7 +220,8 @@ HOSTILE = {  # what is done to a file, and what is said about it
 }
 
 
-def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
+def hostile_ward(tmp_path, ecg):
+    "A folder with every hostile file, a signal without a header, and two recordings that are well."
     ward = tmp_path / "my ward" / "room 1"
     for name in (*HOSTILE, "fine", "two"):
         header = write_recording(ward, Recording(name, ecg, 500))
@@ -222,6 +229,10 @@ def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
             HOSTILE[name][0](header, ecg)
     lead_dropout(ward / "two.hea", "III", "aVR", "aVL", "aVF")
     (ward / "lost.mat").write_bytes(b"")
+
+
+def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
+    hostile_ward(tmp_path, ecg)
     status, said, errors, _ = command(
         model, "my ward", "--out", "out.json", "--picture", cwd=tmp_path
     )
@@ -254,6 +265,9 @@ def test_hostile_files_get_a_line_each_and_stop_nobody(tmp_path, model, ecg):
     )
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"fine.png", "two.png"}
 
+
+def test_what_is_tolerated_is_judged(tmp_path, model, ecg):
+    hostile_ward(tmp_path, ecg)
     status, said, *_ = command(
         model,
         "my ward",
@@ -348,11 +362,15 @@ def test_an_array_from_a_file(tmp_path, model, ecg):
 @pytest.mark.parametrize("format", ["table", "csv", "json"])
 @pytest.mark.parametrize("closed", ["stdout", "both"])
 def test_a_closed_pipe_ends_it_quietly(tmp_path, model, ecg, format, closed):
-    "Nobody reads (`| head` that is gone already): no trace, and a shell's status for a closed pipe."
+    """Nobody reads (`| head` that is gone already).
+
+    No trace, and a shell's status for a closed pipe.
+    """
     for k in range(3):
         write_recording(tmp_path / "ward", Recording(f"P{k}", ecg, 500))
     (tmp_path / "run.py").write_text(
-        "import sys\nfrom ecgmm.predict import ecgmm_predict\nsys.argv[0] = 'ecgmm_predict'\necgmm_predict()\n"
+        "import sys\nfrom ecgmm.predict import ecgmm_predict\n"
+        "sys.argv[0] = 'ecgmm_predict'\necgmm_predict()\n"
     )
     reader, writer = os.pipe()
     os.close(reader)
@@ -385,11 +403,19 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path, model, ecg, format, closed):
 
 
 def test_what_was_judged_outlives_its_recordings(tmp_path, model, ecg):
-    "The same command after the signal files went away: an error, and every result is still there; with the files, done already."
+    """The same command after the signal files went away.
+
+    An error, and every result is still there; with the files, done already.
+    """
     for k in range(3):
         write_recording(tmp_path / "ward", Recording(f"P{k}", ecg, 500))
-    ask = lambda: command(model, "ward", "--out", "scores", "--format", "challenge", cwd=tmp_path)
-    results = lambda: {p.name: p.read_bytes() for p in (tmp_path / "scores").glob("*.csv")}
+
+    def ask():
+        return command(model, "ward", "--out", "scores", "--format", "challenge", cwd=tmp_path)
+
+    def results():
+        return {p.name: p.read_bytes() for p in (tmp_path / "scores").glob("*.csv")}
+
     assert ask()[0] == 0 and len(results()) == 3
     judged = results()
     for gone in (1, 3):

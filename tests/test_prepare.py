@@ -86,6 +86,19 @@ def too_large(x):
     x *= 40 / np.abs(x).max()
 
 
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def prepare_code(*words):
+    "Python that runs the command with these words."
+    argv = ["ecgmm_prepare", *map(str, words)]
+    return (
+        f"import sys; from ecgmm.store import ecgmm_prepare\nsys.argv = {argv!r}\necgmm_prepare()"
+    )
+
+
 def all_flat(x):
     x[:] = 0.3
 
@@ -188,9 +201,9 @@ SKIPPED = {  # what is done to the files of one record, and what its line in ski
         lambda h: (h.unlink(), h.mkdir()),
         "a folder with the name of a header",
     ),
-    "a header that is a pipe": (lambda h: (h.unlink(), os.mkfifo(h)), "a pipe or device"),
+    "a header that is a pipe": (pipe, "a pipe or device"),
     "a signal file that is a pipe": (
-        lambda h: (h.with_suffix(".mat").unlink(), os.mkfifo(h.with_suffix(".mat"))),
+        lambda h: pipe(h.with_suffix(".mat")),
         "no file has its name",
     ),
 }
@@ -204,7 +217,8 @@ def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
     before = (
         # KiB; all of one such file would be 5 GB
         "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "import atexit; atexit.register(lambda: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start))"
+        "import atexit; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "atexit.register(lambda: print('PEAK', peak() - start))"
     )
     p = prepare_in_a_process(root, tmp_path / "store", before)
     output = p.communicate(timeout=HANG)[0]
@@ -233,7 +247,10 @@ def test_every_bad_file_has_its_line_and_the_rest_is_prepared(tmp_path):
 
 
 def test_whatever_a_header_says_the_error_names_the_file(tmp_path):
-    "Headers with pieces taken out, doubled, exchanged: each is read, or an EcgmmError with the path."
+    """Headers with pieces taken out, doubled, exchanged.
+
+    Each is read, or an EcgmmError with the path.
+    """
     rng, plain = np.random.default_rng(0), write_recording(tmp_path, record("A", 1))
     lines, pieces = (
         plain.read_text().splitlines(),
@@ -262,7 +279,7 @@ def test_whatever_a_header_says_the_error_names_the_file(tmp_path):
         ],
     )
     refused = 0
-    for k in range(600):
+    for _k in range(600):
         words = [line.split(" ") for line in lines]
         for _ in range(rng.integers(1, 4)):
             line = words[rng.integers(0, 13) if rng.random() < 0.7 else 0]
@@ -340,8 +357,8 @@ def test_an_unreadable_file(tmp_path):
     assert "not followed" in skipped.set_index("path")["reason"]["elsewhere"]
 
 
-def test_what_is_odd_but_readable_is_kept(tmp_path):
-    folder = tmp_path / "db" / "ward"
+def odd_database(folder):
+    "Six recordings that can be read, five of them odd."
     plain = record("A", 1)
     write_recording(folder, plain)
     shuffled = write_recording(
@@ -360,6 +377,10 @@ def test_what_is_odd_but_readable_is_kept(tmp_path):
     holes.x[2, 100:120] = np.nan
     write_recording(folder, holes)
     write_recording(folder, record("F", 6, codes=("Unknown",)))  # no diagnosis at all
+
+
+def test_what_is_odd_but_readable_is_kept(tmp_path):
+    odd_database(tmp_path / "db" / "ward")
     store = prepare(tmp_path / "db", tmp_path / "store", progress=False)
     r = store.records.set_index("name")
     assert len(store) == 6 and len(pd.read_csv(store.folder / "skipped.csv")) == 0
@@ -479,7 +500,8 @@ UNUSABLE = {  # calls that cannot end in a store, each with what is said
 
 @pytest.mark.parametrize("what", UNUSABLE)
 def test_a_store_is_replaced_only_by_another(tmp_path, what):
-    "Whatever is wrong with the new data or options, --overwrite leaves the finished store as it is, whole and open."
+    """Whatever is wrong with the new data or options, --overwrite leaves the finished store as it
+    is, whole and open."""
     root, (spoil, options, said) = database(tmp_path / "db", 4), UNUSABLE[what]
     store = prepare(root, tmp_path / "store", progress=False)
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in store.folder.iterdir()}
@@ -520,7 +542,8 @@ def test_a_table_of_patients_that_cannot_be_read_is_one_line(tmp_path, content, 
         table.mkdir()
     elif content is not None:
         table.write_bytes(content)
-    code = f"import sys; from ecgmm.store import ecgmm_prepare\nsys.argv = ['ecgmm_prepare', '--data', {str(root)!r}, '--store', {str(tmp_path / 'store')!r}, '--patients', {str(table)!r}]\necgmm_prepare()"
+    words = ["--data", root, "--store", tmp_path / "store", "--patients", table]
+    code = prepare_code(*words)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (
         done.returncode == 1
@@ -541,7 +564,8 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
 
 
 def prepare_in_a_process(root, store, before=""):
-    code = f"import resource\n{before}\nimport sys; from ecgmm.store import ecgmm_prepare\nsys.argv = ['ecgmm_prepare', '--data', {str(root)!r}, '--store', {str(store)!r}, '--workers', '1']\necgmm_prepare()"
+    words = ["--data", root, "--store", store, "--workers", 1]
+    code = f"import resource\n{before}\n" + prepare_code(*words)
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -621,7 +645,8 @@ def test_a_damaged_store_says_so(tmp_path):
 
 
 def test_a_source_alone_has_its_folders_name(tmp_path):
-    "Prepared with the others or by itself, from its folder or from a part of it, a recording's source is the same."
+    """Prepared with the others or by itself, from its folder or from a part of it, a recording's
+    source is the same."""
     root = tmp_path / "challenge-2020"
     for k in range(6):
         write_recording(root / "training" / "georgia" / f"g{k % 2 + 1}", record(f"E{k:04d}", k))

@@ -1,4 +1,7 @@
-"Pre-training from the command line: killed and resumed, handed on to the classifier, refused where it would leak, compared in parts."
+"""Pre-training from the command line.
+
+Killed and resumed, handed on to the classifier, refused where it would leak, compared in parts.
+"""
 
 import json
 import os
@@ -10,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from children import child
+from children import child, launcher
+from children import command as run
+from conftest import BIN
 from patience import HANG
 from safetensors.torch import load_file
-from test_commands import BIN, run
-from test_two_processes import launcher
 
 from ecgmm.folder import load_model
 from ecgmm.models import Backbone
@@ -86,11 +89,14 @@ def test_killed_and_resumed(stores, tmp_path, method):
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")
     )
     assert whole.keys() == resumed.keys() and all(whole[k].equal(resumed[k]) for k in whole)
-    files = lambda name: {
-        p.name: p.read_bytes()
-        for p in sorted((tmp_path / name).rglob("*"))
-        if p.is_file() and p.parent.name != "training"
-    }
+
+    def files(name):
+        return {
+            p.name: p.read_bytes()
+            for p in sorted((tmp_path / name).rglob("*"))
+            if p.is_file() and p.parent.name != "training"
+        }
+
     assert files("whole") == files(
         "killed"
     )  # the model folder, the list and the marker, byte for byte
@@ -126,7 +132,11 @@ def test_killed_and_resumed(stores, tmp_path, method):
 
 
 def test_stopped_by_hand(stores, tmp_path):
-    "Ctrl-C is one line; the run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed one."
+    """Ctrl-C is one line.
+
+    The run is begun, not done, is nobody's encoder yet, and the same command ends as an undisturbed
+    one.
+    """
     options = [
         "--store",
         stores / "other",
@@ -177,6 +187,43 @@ def test_stopped_by_hand(stores, tmp_path):
         for name in ("whole", "stopped")
     )
     assert whole == resumed and len(whole) == 4
+
+
+def test_impossible_settings_are_refused(stores, tmp_path):
+    assert "temperatures above 0" in run(
+        "ecgmm_pretrain",
+        "--store",
+        stores / "store",
+        "--method",
+        "dino",
+        *SMALL,
+        "--n_prototypes",
+        64,
+        "--teacher_temp",
+        0,
+        "--out",
+        "cold",
+        cwd=tmp_path,
+        fails=True,
+    )
+    assert "at least one epoch" in run(
+        "ecgmm_compare",
+        "--store",
+        stores / "store",
+        "--arms",
+        "scratch",
+        "--modalities",
+        "spectrogram",
+        "--folds",
+        3,
+        "--seeds",
+        0,
+        "--tune_epochs",
+        0,
+        "--cpu",
+        cwd=tmp_path,
+        fails=True,
+    )
 
 
 def test_handed_on(stores, tmp_path):
@@ -255,40 +302,6 @@ def test_handed_on(stores, tmp_path):
     assert "model.safetensors" in run(
         "ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True
     )
-    assert "temperatures above 0" in run(
-        "ecgmm_pretrain",
-        "--store",
-        stores / "store",
-        "--method",
-        "dino",
-        *SMALL,
-        "--n_prototypes",
-        64,
-        "--teacher_temp",
-        0,
-        "--out",
-        "cold",
-        cwd=tmp_path,
-        fails=True,
-    )
-    assert "at least one epoch" in run(
-        "ecgmm_compare",
-        "--store",
-        stores / "store",
-        "--arms",
-        "scratch",
-        "--modalities",
-        "spectrogram",
-        "--folds",
-        3,
-        "--seeds",
-        0,
-        "--tune_epochs",
-        0,
-        "--cpu",
-        cwd=tmp_path,
-        fails=True,
-    )
     shutil.rmtree(folder / "model")
     assert "has no config.json" in run(
         "ecgmm_finetune", *tuned, "--fold", 3, "--out", "x", cwd=tmp_path, fails=True
@@ -340,14 +353,17 @@ def test_in_two_processes(stores, tmp_path):
     assert (
         not (tmp_path / "two" / "run.lock").exists() and done.stdout.count("what it saw in") == 1
     )  # one of them speaks
-    launch = lambda *more: subprocess.run(
-        [str(c) for c in [*command, *more]],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
+
+    def launch(*more):
+        return subprocess.run(
+            [str(c) for c in [*command, *more]],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=HANG,
+        )
+
     before = (tmp_path / "two" / "model" / "model.safetensors").stat().st_mtime_ns
     again = launch()
     assert (
@@ -403,7 +419,11 @@ def test_a_comparison_in_two_parts(stores, tmp_path):
 
 
 def test_a_left_out_source_is_left_out_everywhere(stores, tmp_path):
-    "Leave-one-source-out: the source's recordings in a further store are not seen either, and a backbone that saw them is refused."
+    """Leave-one-source-out.
+
+    The source's recordings in a further store are not seen either, and a backbone that saw them is
+    refused.
+    """
     store, other = Store(stores / "store"), Store(stores / "other")
     assert (other.records["source"] == "georgia").any()
     mine, theirs = allowed_rows(store, "georgia", [other])

@@ -1,4 +1,4 @@
-"""A training run that is killed in the middle of an epoch ends, once resumed, with the weights of a run that was never stopped."""
+"A run that is killed in an epoch and resumed ends with the weights of one never stopped."
 
 import json
 import os

@@ -1,4 +1,4 @@
-"Folders of results in corner cases: kills at any moment, locks, other people's files, disks that are full."
+"Folders of results in corner cases: kills, locks, other people's files, full disks."
 
 import errno
 import io
@@ -377,7 +377,7 @@ def test_read_only_disk(tmp_path):
 
 
 def killed(call, below, stop):
-    "Run `call` in a child that kills itself before its `stop`-th change of anything below a folder; True if it came that far."
+    "Run `call` in a child that kills itself before its `stop`-th change; True if it came that far."
     pid = os.fork()
     if pid == 0:
         changes = [0]

@@ -1,46 +1,14 @@
 """Two CPU processes with half of each batch train as one process with the whole batch does."""
 
-import os
-import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from patience import HANG
+from children import run_script
 from safetensors.torch import load_file
 
-SCRIPT = str(Path(__file__).with_name("toy_fit.py"))
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def launcher(processes):
-    "What stands between the interpreter and a script that is to run in several processes."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    return [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(processes),
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        str(port),
-    ]
-
-
-def run(*options, processes=1, check=True, script=SCRIPT):
-    launch = launcher(processes)
-    return subprocess.run(
-        [sys.executable, *(launch if processes > 1 else []), script, *map(str, options)],
-        env=ENV,
-        check=check,
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
+SCRIPT = Path(__file__).with_name("toy_fit.py")
+run = partial(run_script, SCRIPT)
 
 
 def weights(path):

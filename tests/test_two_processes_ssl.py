@@ -1,10 +1,13 @@
-"""Self-supervised methods compare the records of a batch with each other: two processes with half of it do as one with all of it."""
+"""Self-supervised methods compare the records of a batch with each other.
+
+Two processes with half of it do as one with all of it.
+"""
 
 from pathlib import Path
 
 import pytest
+from children import run_script
 from safetensors.torch import load_file
-from test_two_processes import run
 from toy_ssl import CASES
 
 
@@ -13,7 +16,7 @@ def runs(tmp_path_factory):
     "Case -> the tensors that one process left, and those of each of two; and what the two printed."
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     printed = [
-        run(folder, processes=n, script=str(Path(__file__).with_name("toy_ssl.py"))).stdout
+        run_script(Path(__file__).with_name("toy_ssl.py"), folder, processes=n).stdout
         for n, folder in zip((1, 2), folders)
     ]
     return {
@@ -23,14 +26,18 @@ def runs(tmp_path_factory):
 
 
 def furthest(a, b, chosen=lambda name: True):
-    "The largest difference between two sets of tensors, over those that are chosen; of a tensor beyond 1 relative to its size."
+    """The largest difference between two sets of tensors, over those that are chosen.
+
+    Of a tensor beyond 1 relative to its size.
+    """
     assert a.keys() == b.keys() and any(map(chosen, a))
     return max(
         ((a[k] - b[k]).abs().max() / a[k].abs().max().clamp(min=1)).item() for k in a if chosen(k)
     )
 
 
-is_grad = lambda name: name.startswith("grad.")
+def is_grad(name):
+    return name.startswith("grad.")
 
 
 @pytest.mark.parametrize("case", ["simclr", "simclr_unnamed", "byol", "dino"])
@@ -53,7 +60,10 @@ def test_two_are_as_one(runs, case):
 
 
 def test_a_gather_without_gradient_is_noticed(runs):
-    "The usual all_gather gives the right loss and the wrong gradient: a projection does not learn what it is as another process's negative."
+    """The usual all_gather gives the right loss and the wrong gradient.
+
+    A projection does not learn what it is as another process's negative.
+    """
     one, first, second = runs[0]["simclr_plain"]
     assert furthest(one, runs[0]["simclr"][0]) == 0  # in one process it is the same
     assert furthest(first, second) == 0

@@ -17,17 +17,21 @@ from ecgmm.windows import accelerator_for
 
 
 class Method(nn.Module):
-    "A classifier with dropout, noise from `rng`, a slow copy of itself and, if asked for, batch norm."
+    """A classifier with dropout, noise from `rng`, a slow copy of itself and, if asked for, batch
+    norm."""
 
     def __init__(self, norm, noise, kill_at):
         super().__init__()
         torch.manual_seed(0)
-        make = lambda: nn.Sequential(
-            nn.Linear(6, 16),
-            nn.BatchNorm1d(16) if norm else nn.ReLU(),
-            nn.Dropout(noise),
-            nn.Linear(16, 3),
-        )
+
+        def make():
+            return nn.Sequential(
+                nn.Linear(6, 16),
+                nn.BatchNorm1d(16) if norm else nn.ReLU(),
+                nn.Dropout(noise),
+                nn.Linear(16, 3),
+            )
+
         self.net, self.teacher, self.noise, self.kill_at = (
             make(),
             make().requires_grad_(False),
@@ -77,10 +81,13 @@ def main():
     ap.add_argument("--norm", action="store_true")
     a = ap.parse_args()
     method, batches = Method(a.norm, a.noise, a.kill_at), Batches(a.bad_rank)
-    score = lambda method, epoch: {
-        "score": [0.1, 0.7, 0.2, 0.3][epoch % 4],
-        "right": (method.net(batches.x).argmax(1) == batches.y).float().mean(),
-    }
+
+    def score(method, epoch):
+        return {
+            "score": [0.1, 0.7, 0.2, 0.3][epoch % 4],
+            "right": (method.net(batches.x).argmax(1) == batches.y).float().mean(),
+        }
+
     history = fit(
         method,
         batches,

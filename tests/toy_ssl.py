@@ -1,9 +1,10 @@
-"""Small self-supervised runs in a process of its own, for the tests that compare one process with two of it.
+"""Small self-supervised runs, for the tests that compare one process with two of it.
 
     python tests/toy_ssl.py FOLDER
 
-Each case leaves `CASE.RANK` in the folder: the method's weights after a few steps of `fit`, and under `grad.` the gradients of its first batch, averaged over the processes.
-Nothing in a case depends on the process: no batch norm, no noise, two windows of a record as its two views.
+Each case leaves `CASE.RANK` in the folder: the method's weights after a few steps of `fit`, and
+under `grad.` the gradients of its first batch, averaged over the processes. Nothing in a case
+depends on the process: no batch norm, no noise, two windows of a record as its two views.
 """
 
 import sys
@@ -27,7 +28,10 @@ from ecgmm.views import ViewGroup
 
 
 class Batches:
-    "16 visits of two windows over all processes; with `twice`, each record is visited twice in an epoch, and now and then twice in one batch."
+    """16 visits of two windows over all processes.
+
+    With `twice`, each record is visited twice in an epoch, and now and then twice in one batch.
+    """
 
     def __init__(self, twice=True, named=True, size=16):
         rng = torch.Generator().manual_seed(1)
@@ -86,7 +90,8 @@ def without_norm(module):
 
 
 def first_gradients(method, batches, rank, world):
-    "The gradients of the first batch, averaged over the processes, as DistributedDataParallel does."
+    """The gradients of the first batch, averaged over the processes, as DistributedDataParallel
+    does."""
     loss, _ = method.loss(next(iter(batches.epoch(0, rank, world))), torch.Generator())
     loss.backward()
     grads = {f"grad.{k}": p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
@@ -104,20 +109,23 @@ def one_s_own_mean(teacher):
 
 
 PAIR = (ViewGroup(2),)
-make_simclr = lambda front, encoder: SimCLR(
-    front, encoder, SimCLRSettings(dim=6, hidden=10), views=PAIR
-)
-make_byol = lambda front, encoder: without_norm(
-    BYOL(front, encoder, BYOLSettings(dim=6, hidden=10, momentum=0.9), views=PAIR)
-)
-make_dino = lambda front, encoder: without_norm(
-    DINO(
-        front,
-        encoder,
-        DINOSettings(n_prototypes=12, hidden=256, momentum=0.9),
-        views=(ViewGroup(2), ViewGroup(2)),
-    )
-)
+
+
+def make_simclr(front, encoder):
+    return SimCLR(front, encoder, SimCLRSettings(dim=6, hidden=10), views=PAIR)
+
+
+def make_byol(front, encoder):
+    settings = BYOLSettings(dim=6, hidden=10, momentum=0.9)
+    return without_norm(BYOL(front, encoder, settings, views=PAIR))
+
+
+def make_dino(front, encoder):
+    settings = DINOSettings(n_prototypes=12, hidden=256, momentum=0.9)
+    views = (ViewGroup(2), ViewGroup(2))
+    return without_norm(DINO(front, encoder, settings, views=views))
+
+
 CASES = {  # name -> who makes the method, options of the batches, what is put in another's place
     "simclr": (make_simclr, {}, {}),
     "simclr_unnamed": (make_simclr, {"twice": False, "named": False, "size": 12}, {}),

@@ -1,8 +1,9 @@
-"""The speed ratios that the notebooks speak of: runs their cells marked `slow` and prints what those say.
+"""The speed ratios of the notebooks: runs the cells marked `slow` and prints what they say.
 
     python tools/bench.py [NAME ...]      # all notebooks with such cells, if none is named
 
-Each ratio compares two ways within one run on one machine, so a noisy machine shifts it little. Nothing is saved.
+Each ratio compares two ways within one run on one machine, so a noisy machine shifts it little.
+Nothing is saved.
 """
 
 import platform

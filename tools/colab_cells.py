@@ -1,11 +1,13 @@
-"""Put the two Colab cells under a notebook's title: a badge, and a hidden cell that installs the package on Colab.
+"""Put the two Colab cells under a notebook's title: a badge, and the cell that installs.
 
     python tools/colab_cells.py NAME ...      # such as 09_download; `all` for every notebook
 
-The repository's address stands in settings.ini (git_url, branch) and nowhere else: after a move, change it there and run this.
+The repository's address stands in settings.ini (git_url, branch) and nowhere else: after a move,
+change it there and run this.
 
-A notebook that has them gets them brought up to date, so this can be run again at any time. The installing cell is never run
-here, so saved outputs that were fresh stay fresh: the notebook's stamp is renewed.
+A notebook that has them gets them brought up to date, so this can be run again at any time. The
+installing cell is never run here, so saved outputs that were fresh stay fresh: the notebook's stamp
+is renewed.
 """
 
 import re
@@ -21,16 +23,36 @@ ID = "colab"  # both cells' ids start with it
 INSTALL = """#| hide
 #| eval: false
 import os, subprocess, sys
-if os.path.isdir("/content"):  # Google Colab: the repository and its package; run again, it gets what is new
+
+
+def _run(*words):
+    out = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.run(words, text=True, **out)
+
+
+# Google Colab: get the repository and install its package; run again, it gets what is new
+if os.path.isdir("/content"):
+    url = "URL"
+    home = "HOME"
     os.environ["GIT_TERMINAL_PROMPT"] = "0"
-    there = os.path.isdir("HOME/.git")
-    run = lambda *words: subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    got = run("git", "-C", "HOME", "pull", "-q", "--ff-only") if there else run("git", "clone", "-q", "--depth", "1", "URL", "HOME")
-    if got.returncode and not there: raise RuntimeError("URL could not be cloned, so nothing below will run: no network, or the repository is private or elsewhere. git says: " + got.stdout)
-    if got.returncode: print("HOME stays as it is, what is new could not be pulled:", got.stdout)
-    got = run(sys.executable, "-m", "pip", "install", "-q", "HOME")
-    if got.returncode: raise RuntimeError("HOME could not be installed, so nothing below will run. pip says: " + got.stdout)
-    os.chdir("HOME/nbs")"""
+    there = os.path.isdir(f"{home}/.git")
+    if there:
+        got = _run("git", "-C", home, "pull", "-q", "--ff-only")
+    else:
+        got = _run("git", "clone", "-q", "--depth", "1", url, home)
+    if got.returncode and not there:
+        raise RuntimeError(
+            f"{url} could not be cloned, so nothing below will run: there is no network, "
+            f"or the repository is private or elsewhere. git says: {got.stdout}"
+        )
+    if got.returncode:
+        print(f"{home} stays as it is, what is new could not be pulled: {got.stdout}")
+    got = _run(sys.executable, "-m", "pip", "install", "-q", home)
+    if got.returncode:
+        raise RuntimeError(
+            f"{home} could not be installed, so nothing below will run. pip says: {got.stdout}"
+        )
+    os.chdir(f"{home}/nbs")"""
 
 
 def cells(name):
@@ -41,7 +63,8 @@ def cells(name):
     slug = url.removeprefix("https://github.com/")
     badge = (
         f'<a href="https://colab.research.google.com/github/{slug}/blob/{branch}/nbs/{name}.ipynb">'
-        '<img src="https://colab.research.google.com/assets/colab-badge.svg" alt="Open in Colab"></a>'
+        '<img src="https://colab.research.google.com/assets/colab-badge.svg" '
+        'alt="Open in Colab"></a>'
     )
     install = INSTALL.replace("URL", url).replace("HOME", f"/content/{lib}")
     return badge, install
@@ -53,7 +76,7 @@ def place(nb, name):
 
     def ours(c):
         return c.source.startswith('<a href="https://colab.research.google.com/') or (
-            re.search(r'isdir\(\s*"/content"', c.source) and "clone" in c.source
+            '"/content"' in c.source and '"clone"' in c.source
         )
 
     old = [c for c in nb.cells if ours(c)]

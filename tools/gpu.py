@@ -1,10 +1,13 @@
-"""Check what only a GPU can show, and measure how fast it is: log.txt and results.json in one small folder.
+"""Check what only a GPU can show, and measure how fast it is.
+
+log.txt and results.json go into one small folder.
 
     tools/gpu.sh [FOLDER] [--cpu] [--only WORD ...]
 
-Every `cuda` cell of the notebooks; each method, each modality and the fusion trained in float32 and in bfloat16; a training that was
-stopped and goes on; prediction on GPU and CPU side by side. On a GPU each group of checks is a process of its own; a
-check that fails stops no other. With --cpu the same checks run with tiny settings on the CPU, all but the `cuda` cells.
+Every `cuda` cell of the notebooks; each method, each modality and the fusion trained in float32 and
+in bfloat16; a training that was stopped and goes on; prediction on GPU and CPU side by side. On a
+GPU each group of checks is a process of its own; a check that fails stops no other. With --cpu the
+same checks run with tiny settings on the CPU, all but the `cuda` cells.
 """
 
 import argparse
@@ -70,7 +73,10 @@ def marks(source):
 
 
 class Work:
-    "Where a group of checks works: the database and the store that all share, a folder of its own, and the settings."
+    """Where a group of checks works.
+
+    The database and the store that all share, a folder of its own, and the settings.
+    """
 
     def __init__(self, home, group, cpu):
         from ecgmm.store import Store
@@ -159,7 +165,7 @@ def train_classifier(work, modality, precision):
     from ecgmm.finetune import finetune
 
     size = work.size
-    told = finetune(
+    result = finetune(
         work.store,
         work.folder / f"{modality}-{precision}",
         modality=modality,
@@ -171,14 +177,14 @@ def train_classifier(work, modality, precision):
         cpu=work.cpu,
         progress=False,
     )
-    return finite(told["history"]) | speed(work, told["history"])
+    return finite(result["history"]) | speed(work, result["history"])
 
 
 def train_fusion(work, precision):
     from ecgmm.fusion import fuse
 
     size = work.size
-    told = fuse(
+    result = fuse(
         work.store,
         work.folder / f"gate-{precision}",
         gating=True,
@@ -190,7 +196,7 @@ def train_fusion(work, precision):
         cpu=work.cpu,
         progress=False,
     )
-    return finite(told["history"]) | speed(work, told["history"])
+    return finite(result["history"]) | speed(work, result["history"])
 
 
 def fresh(work, modality):
@@ -215,7 +221,10 @@ def fresh(work, modality):
 
 
 def resume(work, modality):
-    "Three epochs at once, and three of which the second was broken off: the largest difference of a weight, against how far the weights moved."
+    """Three epochs at once, and three of which the second was broken off.
+
+    The largest difference of a weight, against how far the weights moved.
+    """
     from ecgmm.settings import TrainSettings
     from ecgmm.training import fit
     from ecgmm.windows import accelerator_for
@@ -226,7 +235,7 @@ def resume(work, modality):
             model, batches = fresh(work, modality)
             start = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
-            def look(model, epoch):
+            def look(model, epoch, breaks=breaks):
                 if epoch == breaks:
                     raise KeyboardInterrupt
                 return {}
@@ -311,7 +320,10 @@ def wait(work):
 
 def checks(cpu):
     "Group -> [(name, function of a `Work`)]."
-    named = lambda p: {"no": "float32"}.get(p, p)
+
+    def named(p):
+        return {"no": "float32"}.get(p, p)
+
     groups = (
         {}
         if cpu
@@ -342,7 +354,7 @@ def checks(cpu):
         for p in PRECISIONS
     ]
     groups["resume"] = [
-        (f"stopped and gone on with, {m}", lambda work, m=m: resume(work, m)) for m in MODALITIES
+        (f"stopped and continued, {m}", lambda work, m=m: resume(work, m)) for m in MODALITIES
     ]
     groups["resume"] += [
         (f"forward pass, {m}", lambda work, m=m: forward_speed(work, m)) for m in MODALITIES
@@ -393,10 +405,10 @@ def text(line):
 def process_lines(groups, names, home, cpu, left):
     "The results of one process; what it did not come to has failed."
     words = [sys.executable, __file__, "--home", home, *["--cpu"] * cpu, "--groups", *groups]
-    lines, said = [], "the time was up before it began"
+    lines, output = [], "the time was up before it began"
     if left > 5:
         try:
-            said = subprocess.run(
+            output = subprocess.run(
                 [str(w) for w in words],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -404,11 +416,11 @@ def process_lines(groups, names, home, cpu, left):
                 timeout=left,
             ).stdout
         except subprocess.TimeoutExpired as e:
-            said = (e.stdout or b"").decode(errors="replace") + "\nthe time was up"
-        lines = [json.loads(line[1:]) for line in said.splitlines() if line.startswith("@{")]
+            output = (e.stdout or b"").decode(errors="replace") + "\nthe time was up"
+        lines = [json.loads(line[1:]) for line in output.splitlines() if line.startswith("@{")]
     done = {line["name"] for line in lines}
     return lines + [
-        dict(name=n, passed=False, seconds=0.0, figures={}, error=said[-3000:])
+        dict(name=n, passed=False, seconds=0.0, figures={}, error=output[-3000:])
         for n in names
         if n not in done
     ]
@@ -439,7 +451,7 @@ def make_store(home, cpu):
     prepare(home / "data", home / "store", progress=False)
 
 
-def main():
+def parse():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument(
         "folder",
@@ -456,7 +468,29 @@ def main():
     )
     ap.add_argument("--groups", nargs="*", help=argparse.SUPPRESS)
     ap.add_argument("--home", type=Path, help=argparse.SUPPRESS)
-    a = ap.parse_args()
+    return ap.parse_args()
+
+
+def all_lines(home, a, start):
+    "The results of all groups that are wanted, as they come."
+    wanted = {
+        group: [name for name, _ in members]
+        for group, members in checks(a.cpu).items()
+        if not a.only or group in a.only
+    }
+    # on the CPU nothing can break a process for the others
+    for groups in [list(wanted)] if a.cpu else [[group] for group in wanted]:
+        left = (600 if a.cpu else LIMIT) - (time.time() - start)
+        names = [name for group in groups for name in wanted[group]]
+        yield from process_lines(groups, names, home, a.cpu, left)
+
+
+def write_results(folder, content):
+    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main():
+    a = parse()
     if a.groups:
         return run_groups(a.groups, a.home, a.cpu)
     import torch
@@ -465,43 +499,23 @@ def main():
         sys.exit("there is no GPU that PyTorch can use; --cpu runs the checks with tiny settings")
     folder, start, lines = Path(a.folder), time.time(), []
     folder.mkdir(parents=True, exist_ok=True)
-    told = environment(a.cpu)
+    machine = environment(a.cpu)
     with tempfile.TemporaryDirectory() as home, open(folder / "log.txt", "w") as log:
 
         def say(words):
             print(words, flush=True)
             print(words, file=log, flush=True)
 
-        say(", ".join(f"{k} {v}" for k, v in told.items()))
+        say(", ".join(f"{k} {v}" for k, v in machine.items()))
         make_store(Path(home), a.cpu)
-        wanted = {
-            group: [name for name, _ in members]
-            for group, members in checks(a.cpu).items()
-            if not a.only or group in a.only
-        }
-        for groups in (
-            [list(wanted)] if a.cpu else [[group] for group in wanted]
-        ):  # on the CPU nothing can break a process for the others
-            left = (600 if a.cpu else LIMIT) - (time.time() - start)
-            for line in process_lines(
-                groups,
-                [name for group in groups for name in wanted[group]],
-                Path(home),
-                a.cpu,
-                left,
-            ):
-                lines.append(line)
-                say(text(line))
-            (folder / "results.json").write_text(
-                json.dumps(
-                    told | dict(seconds=round(time.time() - start, 1), checks=lines), indent=1
-                )
-                + "\n"
-            )
+        for line in all_lines(Path(home), a, start):
+            lines.append(line)
+            say(text(line))
+            seconds = round(time.time() - start, 1)
+            write_results(folder, machine | dict(seconds=seconds, checks=lines))
         failed = [line["name"] for line in lines if not line["passed"]]
-        say(
-            f"{len(lines) - len(failed)} of {len(lines)} checks passed in {time.time() - start:.0f} s"
-        )
+        passed = f"{len(lines) - len(failed)} of {len(lines)} checks passed"
+        say(f"{passed} in {time.time() - start:.0f} s")
     sys.exit(1 if failed or not lines else 0)
 
 

@@ -1,10 +1,11 @@
-"""Install PyTorch's build for CPUs where there is no NVIDIA GPU; where there is one, or PyTorch is there already, do nothing.
+"""Install PyTorch's build for CPUs where there is no NVIDIA GPU and no PyTorch yet.
 
     .venv/bin/python tools/install_torch.py -c constraints.txt
 
-On Linux the plain `torch` of the Python package index is the build for GPUs, with gigabytes of libraries. The build for CPUs is
-looked for where pip looks anyway, and then at PyTorch's own address (TORCH_INDEX in the environment names another; empty: none);
-where neither has it, the plain one is taken, and that is said.
+On Linux the plain `torch` of the Python package index is the build for GPUs, with gigabytes of
+libraries. The build for CPUs is looked for where pip looks anyway, and then at PyTorch's own
+address (TORCH_INDEX in the environment names another; empty: none); where neither has it, the plain
+one is taken, and that is said.
 """
 
 import argparse
@@ -73,7 +74,8 @@ def main(install=pip):
         if install(*words):
             return
     print(
-        "No PyTorch build for CPUs was found. The usual one is taken: about 6 GB with its GPU libraries.",
+        "No PyTorch build for CPUs was found. The usual one is taken: "
+        "about 6 GB with its GPU libraries.",
         flush=True,
     )
     if not install(*plain):

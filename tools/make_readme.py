@@ -3,7 +3,8 @@
     python tools/make_readme.py            # write README.md
     python tools/make_readme.py --check    # fail where README.md is not what the notebook gives
 
-Hidden cells and directive lines are left out, text outputs become fenced blocks, pictures become files in nbs/images.
+Hidden cells and directive lines are left out, text outputs become fenced blocks, pictures become
+files in nbs/images.
 """
 
 import argparse
@@ -29,7 +30,10 @@ def text_of(output):
 
 def seen_from_root(markdown):
     "Links and pictures are written as seen from nbs/; the README stands one folder higher."
-    moved = lambda m: m[1] + posixpath.normpath(posixpath.join("nbs", m[2]))
+
+    def moved(m):
+        return m[1] + posixpath.normpath(posixpath.join("nbs", m[2]))
+
     return re.sub(r"""(\]\(|(?:src|href)=["'])(?!\w+:|[#/])([^\s)"'#]+)""", moved, markdown)
 
 

@@ -3,9 +3,10 @@
     python tools/make_tables.py CHALLENGE PTBXL
 
 CHALLENGE has weights.csv, dx_mapping_scored.csv, dx_mapping_unscored.csv and LICENSE of the
-evaluation code of the PhysioNet/CinC Challenge 2020 (BSD-2), PTBXL scp_statements.csv of PTB-XL 1.0.3 (CC BY 4.0).
+evaluation code of the PhysioNet/CinC Challenge 2020 (BSD-2), PTBXL scp_statements.csv of PTB-XL
+1.0.3 (CC BY 4.0).
 
-`weights.csv`: the 27 x 27 reward matrix with the three pairs of equivalent classes merged, so 24 x 24.
+`weights.csv`: the 27 x 27 reward matrix with the three pairs of equivalent classes merged.
 `ptbxl_statements.csv`: the 71 statements with description and classes.
 `challenge2020.csv` is kept by hand (names, spellings); it is held against the official codes here.
 """

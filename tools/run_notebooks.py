@@ -1,11 +1,12 @@
-"""Run notebooks in place and save their outputs, or check that the saved outputs belong to the cells.
+"""Run notebooks in place and save their outputs, or check that these belong to the cells.
 
     python tools/run_notebooks.py [NAME ...]        # run, save, stamp
     python tools/run_notebooks.py --check           # fail where the code changed after the last run
 
-A cell marked `#| eval: false` is not run; one marked `slow`, `data` or `cuda` runs where its flag is given with `--flags`
-(`data` is given by itself where real recordings are found). A cell that is not run keeps its saved outputs.
-The stamp is a hash of the code cells, kept in the notebook's metadata.
+A cell marked `#| eval: false` is not run; one marked `slow`, `data` or `cuda` runs where its flag
+is given with `--flags` (`data` is given by itself where real recordings are found). A cell that is
+not run keeps its saved outputs. The stamp is a hash of the code cells, kept in the notebook's
+metadata.
 """
 
 import argparse
@@ -37,7 +38,10 @@ def stamp(nb):
 
 def execute(nb, flags):
     "Run the cells of a notebook, but for those whose flag is not among `flags`."
-    skipped = lambda c: "eval: false" in directives(c) or directives(c) & (FLAGS - flags)
+
+    def skipped(c):
+        return "eval: false" in directives(c) or directives(c) & (FLAGS - flags)
+
     client = NotebookClient(
         nb,
         timeout=1200,

@@ -1,11 +1,16 @@
-"""Try one recipe of pre-training on tune recordings, and print a line: how the settings of `ecgmm_compare` were chosen.
+"""Try one recipe of pre-training on tune recordings, and print a line.
 
-    python tools/try_recipes.py --store STORE --unlabelled STORE --method simclr --modality signal --views pair --steps 400 --folds 0,4,8
+This is how the settings of `ecgmm_compare` were chosen.
 
-For each test fold k the encoder is pre-trained on the train role (and the unlabelled store) and judged on the recordings of *tune*, fold k + 1. The study reports
-test folds 0, 2, 4, 6 and 8; with k among them every recording that is *judged* here is in an odd
-fold, so none of them is ever reported (most reported ones are trained on here, as the train role of other folds is).
-Figures are macro AUROC over classes with at least three positives; fine-tuning is the mean of its last three epochs. `ecgmm/raw_results/ssl-recipes.csv` holds what was printed.
+    python tools/try_recipes.py --store STORE --unlabelled STORE --method simclr \\
+        --modality signal --views pair --steps 400 --folds 0,4,8
+
+For each test fold k the encoder is pre-trained on the train role (and the unlabelled store) and
+judged on the recordings of *tune*, fold k + 1. The study reports test folds 0, 2, 4, 6 and 8; with
+k among them every recording that is *judged* here is in an odd fold, so none of them is ever
+reported (most reported ones are trained on here, as the train role of other folds is). Figures are
+macro AUROC over classes with at least three positives; fine-tuning is the mean of its last three
+epochs. `ecgmm/raw_results/ssl-recipes.csv` holds what was printed.
 """
 
 import argparse
@@ -115,7 +120,8 @@ def main():
     ap.add_argument(
         "--finetune",
         default="",
-        help="share of the encoder's rate/frozen epochs/epochs, several with commas between: 1/2/10,0.3/2/10",
+        help="share of the encoder's learning rate/frozen epochs/epochs, comma-separated: "
+        "1/2/10,0.3/2/10",
     )
     ap.add_argument("--scratch", action="store_true", help="no pre-training: a random encoder")
     ap.add_argument("--no_norm", action="store_true", help="DINO without batch norm in its head")

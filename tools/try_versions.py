@@ -1,9 +1,11 @@
-"""Install the package into an empty environment with one set of versions, and go the whole way with it.
+"""Install the package into an empty environment with one set of versions, and use all of it.
 
-    python tools/try_versions.py lowest|colab|tested|newest [--torch 2.13.0] [--folder FOLDER] [--notebooks 12_metrics ...]
+    python tools/try_versions.py lowest|colab|tested|newest [--torch 2.13.0]
+        [--folder FOLDER] [--wheel FILE] [--notebooks 12_metrics ...]
 
-The package gets its runtime requirements and nothing else: no nbdev, no Jupyter. The commands run in a folder of their own, and the
-cells of the notebooks that need no Jupyter as plain code. The sets are those of tools/versions.py; --torch takes another PyTorch than the set's.
+The package gets its runtime requirements and nothing else: no nbdev, no Jupyter. The commands run
+in a folder of their own, and the cells of the notebooks that need no Jupyter as plain code. The
+sets are those of tools/versions.py; --torch takes another PyTorch than the set's.
 """
 
 import argparse
@@ -33,10 +35,12 @@ WAY = [
     "ecgmm_prepare --data data --store store --workers 1",
     "ecgmm_pretrain --method simclr --encoder xresnet1d_small --epochs 1 --cpu",
     "ecgmm_finetune --encoder xresnet1d_small --epochs 1 --cpu",
-    "ecgmm_finetune --encoder xresnet1d_small --epochs 2 --freeze_epochs 1 --pretrained models/simclr-signal-fold0 --cpu",
-    "ecgmm_fuse --gating --signal_encoder xresnet1d_small --spectrogram_encoder se_resnet_small --epochs 1 --cpu",
+    "ecgmm_finetune --encoder xresnet1d_small --epochs 2 --freeze_epochs 1"
+    " --pretrained models/simclr-signal-fold0 --cpu",
+    "ecgmm_fuse --gating --signal_encoder xresnet1d_small --spectrogram_encoder se_resnet_small"
+    " --epochs 1 --cpu",
     "ecgmm_thresholds --model models/gate-fold0",
-    "ecgmm_predict --model models/gate-fold0/model --data data --out said.csv --cpu",
+    "ecgmm_predict --model models/gate-fold0/model --data data --out scores.csv --cpu",
 ]
 CELLS = r"""
 import json, linecache, re, sys
@@ -45,11 +49,16 @@ matplotlib.use("Agg")
 display = print
 for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
     source = "".join(cell["source"])
-    if cell["cell_type"] != "code" or re.search(r"^#\|\s*(slow|eval: false)", source, re.M): continue
+    if cell["cell_type"] != "code" or re.search(r"^#\|\s*(slow|eval: false)", source, re.M):
+        continue
     source, name = re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M), f"cell {cell['id']}"
-    linecache.cache[name] = len(source), None, source.splitlines(True), name     # what asks for a function's source finds it
-    try: exec(compile(source, name, "exec"), globals())
-    except BaseException: print(source); raise
+    # what asks for a function's source finds it
+    linecache.cache[name] = len(source), None, source.splitlines(True), name
+    try:
+        exec(compile(source, name, "exec"), globals())
+    except BaseException:
+        print(source)
+        raise
 """
 
 
@@ -87,7 +96,7 @@ def run(words, cwd, log):
     return done.returncode == 0, time.time() - start, done.stdout[-2000:]
 
 
-def install(which, torch, folder, log):
+def install(which, torch, package, folder, log):
     "An environment with the package and its requirements; its folder of programs."
     wanted = pins(which) | ({"torch": torch} if torch else {})
     (folder / "constraints.txt").write_text(
@@ -113,19 +122,19 @@ def install(which, torch, folder, log):
             "--disable-pip-version-check",
             "-c",
             folder / "constraints.txt",
-            source_copy(folder / "source"),
+            package or source_copy(folder / "source"),
         ]
     )
     commands.append([programs / "pip", "freeze"])
     for words in commands:
-        fine, _, said = run(words, folder, log)
+        fine, _, output = run(words, folder, log)
         if not fine:
-            sys.exit(f"{which}: this failed: {' '.join(map(str, words))}\n{said}")
+            sys.exit(f"{which}: this failed: {' '.join(map(str, words))}\n{output}")
     print(
         f"{which}: "
         + " ".join(
             line
-            for line in said.split()
+            for line in output.split()
             if line.split("==")[0].lower().replace("_", "-") in pins("lowest")
         ),
         flush=True,
@@ -142,6 +151,7 @@ def main():
         type=Path,
         help="an empty or new folder for all of it; a temporary one if not given",
     )
+    ap.add_argument("--wheel", type=Path, help="a wheel that was built, instead of the sources")
     ap.add_argument("--notebooks", nargs="*", default=NOTEBOOKS)
     a = ap.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -149,7 +159,7 @@ def main():
         (folder / "work").mkdir(parents=True)
         failed = []
         with open(folder / "log.txt", "w") as log:
-            programs = install(a.set, a.torch, folder, log)
+            programs = install(a.set, a.torch, a.wheel, folder, log)
             ways = [
                 (line, [programs / line.split()[0], *line.split()[1:]], folder / "work")
                 for line in WAY
@@ -163,11 +173,11 @@ def main():
                 for name in a.notebooks
             ]
             for name, words, cwd in ways + books:
-                fine, seconds, said = run(words, cwd, log)
+                fine, seconds, output = run(words, cwd, log)
                 print(f"{'passed' if fine else 'FAILED'} {seconds:4.0f} s  {name}", flush=True)
                 if not fine:
                     failed.append(name)
-                    print(said, flush=True)
+                    print(output, flush=True)
     sys.exit(f"{a.set}: {len(failed)} failed: {', '.join(failed)}" if failed else 0)
 
 
