@@ -27,7 +27,7 @@ from ecgmm.folder import save_model
 from ecgmm.labels import Labels
 from ecgmm.models import Classifier
 from ecgmm.predict import ecgmm_predict, predict
-from ecgmm.settings import PrepareSettings
+from ecgmm.settings import Branch, ClassifierSettings, PrepareSettings, TrainSettings
 from ecgmm.store import prepare
 from ecgmm.synthetic import simulate, synthesize
 
@@ -138,15 +138,11 @@ def test_a_copied_folder_judges_alike_without_its_store(tmp_path):
     store = prepare(
         tmp_path / "data", tmp_path / "store", PrepareSettings(denoise=True), progress=False
     )
-    finetune(
-        store,
-        tmp_path / "run",
-        modality="spectrogram",
-        encoder="se_resnet_small",
-        epochs=1,
-        cpu=True,
-        progress=False,
+    settings = ClassifierSettings(
+        (Branch("spectrogram", "se_resnet_small"),), train=TrainSettings(epochs=1)
     )
+    split = store.split(fold=0)
+    finetune(store, tmp_path / "run", settings, split=split, cpu=True, progress=False)
     said = []
     for k, folder in enumerate((tmp_path / "run" / "model", tmp_path / "elsewhere" / "m")):
         if k:
