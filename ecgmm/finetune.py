@@ -635,7 +635,7 @@ def label_curve(
             trained = [_trained_row(store, folder, part, how) for part in parts]
             _write_curve(run, trained + probed)
             run.finish(dict(settings=as_dict(settings)))
-    return pd.read_csv(folder / "curve.csv", float_precision="round_trip")
+    return pd.read_csv(folder / "curve.csv")
 
 
 def _curve_identity(store, parts, split, start):

@@ -204,7 +204,7 @@ def test_wrong_words_get_clear_answers(tmp_path):
     run("ecgmm_synthesize", "--out", "data", "--n", 40, cwd=tmp_path)
     run("ecgmm_prepare", cwd=tmp_path)
     for words, message in {
-        ("--fold", 10): "fold from 0 to 9",
+        ("--fold", 10): "fold must be 0 to 9, got 10",
         ("--branches", "smell"): "there is no modality 'smell'; there are: signal, spectrogram",
         ("--branches", "spectrogram=transformer"): "se_resnet34",
         ("--branches", "signal,signal"): "each once",
