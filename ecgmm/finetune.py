@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['CHOICES', 'PROBES', 'probabilities', 'score', 'label_part', 'BranchStart', 'describe_branch', 'start_backbone',
            'check_split', 'FoldData', 'windows_per_recording', 'fold_data', 'classifier_config', 'build',
-           'train_phases', 'training_history', 'publish', 'finetune', 'random_backbone', 'probe', 'plot_label_curve',
-           'label_curve', 'run_name', 'ecgmm_finetune', 'ecgmm_fuse']
+           'train_phases', 'training_history', 'choose_epoch', 'publish', 'finetune', 'random_backbone', 'probe',
+           'plot_label_curve', 'label_curve', 'run_name', 'ecgmm_finetune', 'ecgmm_fuse']
 
 # %% ../nbs/30_finetune.ipynb #23515e39
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -68,11 +69,10 @@ def probabilities(
 def score(
     tune: Predictions,  # the threshold comes from these
     test: Predictions,  # the report is about these
-) -> dict:  # "threshold", "test" and "tune" reports over `METRICS`
-    "A threshold from tune, a report on test: two arguments, so that neither can stand for the other."
+) -> dict:  # "threshold", and reports over `METRICS` on "test" and "tune"
+    "A threshold from tune, a report on test: separate arguments, so neither stands for the other."
     t = common_threshold(tune.y, tune.prob, labels=tune.labels)
-    reports = {"test": test.report(test.prob >= t), "tune": tune.report(tune.prob >= t)}
-    return dict(threshold=float(t), **reports)
+    return dict(threshold=t, test=test.report(test.prob >= t), tune=tune.report(tune.prob >= t))
 
 # %% ../nbs/30_finetune.ipynb #402d3d3a
 def label_part(
@@ -95,9 +95,9 @@ class BranchStart:
 
     modality: str  # a name in `FRONTS`
     encoder: str  # a name in `ENCODERS`
-    folder: Path | None  # of `pretrain`; None: untrained weights
-    digest: str | None  # of the pre-trained weights
-    about: dict  # what the model folder says of the pre-training; {} without one
+    folder: Path | None = None  # of `pretrain`; None: untrained weights
+    digest: str | None = None  # of the pre-trained weights
+    about: dict = field(default_factory=dict)  # the pre-training, for the model folder
 
     @property
     def config(self) -> dict:
@@ -112,28 +112,39 @@ def describe_branch(
 ) -> BranchStart:
     "What a branch starts from; an error, before anything is made, if it does not fit."
     front = look_up(FRONTS, branch.modality, "modality")
-    if branch.pretrained is None:
-        start = BranchStart(branch.modality, branch.encoder or front.encoder, None, None, {})
-        with torch.device("meta"):  # no memory: only to see that the encoder reads the modality
-            Backbone.from_config(start.config)
-        return start
+    if branch.pretrained is not None:
+        return _pretrained_start(store, split, branch)
+    start = BranchStart(branch.modality, branch.encoder or front.encoder)
+    with torch.device("meta"):  # no memory: only to see that the encoder reads the modality
+        Backbone.from_config(start.config)
+    return start
+
+
+def _pretrained_start(store, split, branch):
+    "The same for a branch with a folder."
     folder = Path(branch.pretrained)
     config = load_pretrained(folder, store, split)[1]
-    for field in ("modality", "encoder"):
-        asked = getattr(branch, field)
-        if asked not in (None, config[field]):
-            raise EcgmmError(
-                f"{folder} is a {config['modality']} encoder {config['encoder']}, "
-                f"{asked} was asked for"
-            )
-    if config["preprocessing"] != store.meta["options"]:
-        raise EcgmmError(
-            f"{folder} was pre-trained on a store with {config['preprocessing']}, "
-            f"this one has {store.meta['options']}"
-        )
+    _check_is_asked_for(folder, config, branch)
+    _check_preparation(folder, config, store)
     about = dict(pretraining=config["pretraining"], pretraining_folds=config["folds"])
     digest = weights_digest(folder / "model")
     return BranchStart(config["modality"], config["encoder"], folder, digest, about)
+
+
+def _check_is_asked_for(folder, config, branch):
+    "An error if a pre-trained encoder is of another modality or architecture."
+    found = f"{folder} is a {config['modality']} encoder {config['encoder']}"
+    if branch.modality != config["modality"]:
+        raise EcgmmError(f"{found}, {branch.modality} was asked for")
+    if branch.encoder not in (None, config["encoder"]):
+        raise EcgmmError(f"{found}, {branch.encoder} was asked for")
+
+
+def _check_preparation(folder, config, store):
+    "An error if an encoder was pre-trained on recordings that were prepared otherwise."
+    then, now = config["preprocessing"], store.meta["options"]
+    if then != now:
+        raise EcgmmError(f"{folder} was pre-trained on a store with {then}, this one has {now}")
 
 
 def start_backbone(
@@ -157,11 +168,10 @@ def check_split(
     "An error if nothing can be trained, chosen or tested on this split."
     for role, rows in split.items():
         if len(rows) == 0:
-            raise EcgmmError(
-                f"{split.name} of {store.folder} has no labelled recording in the role {role}"
-            )
-    found = store.y[split.tune].sum(0)
-    if not ((0 < found) & (found < len(split.tune))).any():
+            where = f"{split.name} of {store.folder}"
+            raise EcgmmError(f"{where} has no labelled recording in the role {role}")
+    positives = store.y[split.tune].sum(0)
+    if not ((0 < positives) & (positives < len(split.tune))).any():
         raise EcgmmError(
             f"no class of the tune recordings of {split.name} has both positives and negatives: "
             "no epoch can be chosen"
@@ -173,7 +183,6 @@ class FoldData:
     "Windows and labels of one split, on the device."
 
     store: Store
-    split: Split
     rows: dict[str, np.ndarray]  # of each role; of train those whose labels are used
     windows: dict[str, Windows]  # of each role
     train: Batches  # windows with labels
@@ -185,15 +194,17 @@ class FoldData:
         prob: np.ndarray,  # (N, K) of its recordings
     ) -> Predictions:
         "Probabilities with the labels, files and groups of their recordings."
-        rows = self.rows[role]
-        return Predictions(
-            labels=self.store.labels,
-            y=self.store.y[rows],
-            prob=prob,
-            rows=rows,
-            paths=self.store.records["path"].iloc[rows].to_numpy(str),
-            group=self.store.groups[rows],
-        )
+        store, rows = self.store, self.rows[role]
+        paths = store.records["path"].iloc[rows].to_numpy(str)
+        return Predictions(store.labels, store.y[rows], prob, rows, paths, store.groups[rows])
+
+    def predict(
+        self,
+        role: str,  # "train", "tune" or "test"
+        model: nn.Module,  # maps windows (B, 12, T) in mV to logits (B, K)
+    ) -> Predictions:
+        "What a model predicts for the recordings of a role."
+        return self.predictions(role, probabilities(model, self.windows[role]))
 
 
 def windows_per_recording(
@@ -216,18 +227,22 @@ def fold_data(
     known = label_part(split.train, settings.fraction, settings.train.seed)
     rows = dict(split.items()) | {"train": known}
     windows = {role: Windows(store, r, device=device) for role, r in rows.items()}
-    size = settings.train.batch_size
-    per_recording = windows_per_recording(settings, len(known))
-    train = Batches(
-        windows["train"],
-        store.y[known],
-        batch_size=size,
-        windows_per_recording=per_recording,
-    )
+    train = _labelled_batches(windows["train"], store.y[known], settings)
     statistics = train
     if settings.fraction < 1:
-        statistics = Batches(Windows(store, split.train, device=device), batch_size=size)
-    return FoldData(store, split, rows, windows, train, statistics)
+        every = Windows(store, split.train, device=device)
+        statistics = Batches(every, batch_size=settings.train.batch_size)
+    return FoldData(store, rows, windows, train, statistics)
+
+
+def _labelled_batches(windows, y, settings):
+    "Random windows with their recordings' labels."
+    return Batches(
+        windows,
+        y,
+        batch_size=settings.train.batch_size,
+        windows_per_recording=windows_per_recording(settings, len(y)),
+    )
 
 # %% ../nbs/30_finetune.ipynb #f1e70002
 def classifier_config(
@@ -245,10 +260,14 @@ def classifier_config(
         dropout=settings.dropout,
         labels=store.labels.to_dict(),
     )
-    for field in ("pretraining", "pretraining_folds"):
-        if about := {s.modality: s.about[field] for s in starts if s.about}:
-            config[field] = about
-    return config
+    return config | _origins(starts)
+
+
+def _origins(starts):
+    "What the model folder says of the pre-training: for each field modality -> what was noted."
+    fields = ("pretraining", "pretraining_folds")
+    noted = {name: {s.modality: s.about[name] for s in starts if s.about} for name in fields}
+    return {name: values for name, values in noted.items() if values}
 
 
 def build(
@@ -267,13 +286,28 @@ def build(
 
 # %% ../nbs/30_finetune.ipynb #f1e70004
 CHOICES = ("auroc", "auprc")  # metrics on tune; the best epoch by each is kept
+_PAPER = "training/paper.npz"
 
 
-def _phases(settings, pretrained):
-    "Folder in `training/` -> epochs: the head alone, if there is something to freeze, then all."
+def _pretrained(starts):
+    "The modalities with a pre-trained encoder."
+    return [start.modality for start in starts if start.folder is not None]
+
+
+def _phases(settings, starts):
+    "Folder in `training/` -> epochs: first on frozen encoders, if there are any, then all."
     epochs = settings.train.epochs
-    first = min(settings.freeze_epochs, epochs) if pretrained else 0
-    return {folder: n for folder, n in (("head/", first), ("", epochs - first)) if n}
+    frozen = min(settings.freeze_epochs, epochs) if _pretrained(starts) else 0
+    phases = {"head/": frozen, "": epochs - frozen}
+    return {folder: n for folder, n in phases.items() if n}
+
+
+def _freeze(model, modalities, frozen, lr_scale):
+    "Freeze these encoders, or let them learn at a learning rate of their own."
+    for modality in modalities:
+        cast(Backbone, model.branches[modality]).freeze(frozen)
+        if not frozen:
+            model.rates = model.rates | {f"branches.{modality}.encoder.": lr_scale}
 
 
 def train_phases(
@@ -287,21 +321,16 @@ def train_phases(
     progress: bool = True,  # show a bar
 ) -> None:
     "Train in one or two phases; the best epochs stay in the checkpoints."
-    pretrained = [s.modality for s in starts if s.folder is not None]
-    own_rates = model.rates
-    for number, (folder, epochs) in enumerate(_phases(settings, pretrained).items()):
-        for modality in pretrained:
-            model.branches[modality].freeze(folder == "head/")
-        if folder == "":
-            scale = settings.encoder_lr_scale
-            model.rates = own_rates | {f"branches.{m}.encoder.": scale for m in pretrained}
+    keep = tuple(f"tune_{metric}" for metric in _endings(settings.best_by))
+    for number, (folder, epochs) in enumerate(_phases(settings, starts).items()):
+        _freeze(model, _pretrained(starts), folder == "head/", settings.encoder_lr_scale)
         fit(
             model,
             data.train,
             replace(settings.train, epochs=epochs),
             folder=run.folder / "training" / folder,
             evaluate=_evaluation(data, run, settings.paper),
-            keep=tuple(f"tune_{m}" for m in _endings(settings.best_by)),
+            keep=keep,
             phase=number,
             accelerator=accelerator,
             progress=progress,
@@ -313,27 +342,27 @@ def _evaluation(data, run, paper):
 
     def evaluate(model, epoch):
         if paper:
-            test = data.predictions("test", probabilities(model, data.windows["test"]))
-            _note_best(run, test)
-        tune = data.predictions("tune", probabilities(model, data.windows["tune"]))
-        values = tune.report(tune.prob >= 0.5)
-        return {f"tune_{name}": values[name] for name in CHOICES}
+            _note_best(run, data.predict("test", model))
+        values = _choice_values(data.predict("tune", model))
+        return {f"tune_{metric}": value for metric, value in values.items()}
 
     return evaluate
 
 
-_PAPER = "training/paper.npz"
+def _choice_values(predictions):
+    "The metrics by which an epoch can be chosen; they need no threshold."
+    values = predictions.report(predictions.prob >= 0.5)
+    return {metric: values[metric] for metric in CHOICES}
 
 
 def _note_best(run, test):
     "Keep the predictions of the epoch that is best on the test recordings, by each metric."
-    file, values = run.path(_PAPER), test.report(test.prob >= 0.5)
+    file, values = run.path(_PAPER), _choice_values(test)
     best = load_predictions(file) if file.is_file() else {}
-    for name in CHOICES:
-        old = best[name].report(best[name].prob >= 0.5)[name] if name in best else None
-        if old is None or values[name] > old:  # without a value the first epoch stays
-            best[name] = test
-    save_predictions(best, file)
+    old = {metric: _choice_values(predictions)[metric] for metric, predictions in best.items()}
+    # where a metric is NaN, the first epoch stays
+    better = {m: test for m in CHOICES if m not in old or values[m] > old[m]}
+    save_predictions(best | better, file)
 
 
 def _endings(best_by):
@@ -343,50 +372,73 @@ def _endings(best_by):
 
 
 def training_history(
-    folder,  # of a run of `finetune`
+    folder: str | Path,  # of a run of `finetune`
 ) -> list[dict]:  # one an epoch, both phases in a row; "frozen": 1 where encoders were frozen
     "How a classifier's training went."
     training = Path(folder) / "training"
-    phases = [p for p in ("head", ".") if (training / p / "history.jsonl").is_file()]
-    return [
-        entry | ({"frozen": 1} if phase == "head" else {})
-        for phase in phases
-        for entry in read_history(training / phase)
-    ]
+    first, second = (
+        read_history(training / phase) if (training / phase / "history.jsonl").is_file() else []
+        for phase in ("head", ".")
+    )
+    return [entry | {"frozen": 1} for entry in first] + second
 
 # %% ../nbs/30_finetune.ipynb #f1e70006
-def publish(
+def choose_epoch(
     run: Run,  # the folder of the classifier
     model: Classifier,  # its weights are replaced
     data: FoldData,
     metric: str,  # one of `CHOICES`
-    *,
-    ending: str,  # of the names of model and predictions
-    phases: Iterable[str],  # folders of the phases
-    about: dict,  # configuration of the model folder
-    main: bool,  # False in all but the main process: nothing is written
-) -> dict:  # as of `score`
-    "The model of the epoch that is best by a metric on tune, its threshold, its predictions."
+    phases: Iterable[str],  # their folders in `training/`
+) -> dict[str, Predictions]:  # on "tune" and "test"; for the paper's protocol "paper"
+    "The epoch that is best by a metric on tune, and what its model predicts."
     folders = [run.folder / "training" / phase for phase in phases]
     model.load_state_dict(best_weights(folders, f"tune_{metric}"))
-    found = {
-        role: data.predictions(role, probabilities(model, data.windows[role]))
-        for role in ("tune", "test")
-    }
-    scores = score(found["tune"], found["test"])
-    if not main:
-        return scores
-    folder = save_model(run.folder / f"model{ending}", model, about)
-    thresholds = [scores["threshold"]] * len(data.store.labels)
-    save_decision(folder, dict(thresholds=thresholds, metrics=plain(scores)))
+    found = {role: data.predict(role, model) for role in ("tune", "test")}
     if (paper := run.folder / _PAPER).is_file():
         found["paper"] = load_predictions(paper)[metric]
+    return found
+
+
+def publish(
+    run: Run,  # the folder of the classifier
+    model: Classifier,
+    found: dict[str, Predictions],  # of `choose_epoch`
+    scores: dict,  # of `score`
+    *,
+    ending: str,  # of the names of model folder and predictions
+    about: dict,  # configuration of the model folder
+) -> None:
+    "Write a model folder with one threshold for all classes, and the predictions."
+    folder = save_model(run.folder / f"model{ending}", model, about)
+    thresholds = [scores["threshold"]] * len(found["tune"].labels)
+    save_decision(folder, dict(thresholds=thresholds, metrics=plain(scores)))
     save_predictions(found, run.path(f"predictions{ending}.npz"))
-    return scores
+
+
+def _publish_all(run, model, data, settings, phases, about):
+    "Both models; the scores of the wanted one. Only the main process writes."
+    results = {}
+    for metric, ending in _endings(settings.best_by).items():
+        found = choose_epoch(run, model, data, metric, phases)
+        results[metric] = score(found["tune"], found["test"])
+        chosen = dict(settings=as_dict(replace(settings, best_by=metric)))
+        if run.main:
+            publish(run, model, found, results[metric], ending=ending, about=about | chosen)
+    return results[settings.best_by]
 
 # %% ../nbs/30_finetune.ipynb #43073b6d
 _MODEL_FILES = ("model.safetensors", "config.json", "README.md", "decision.json", "run.json")
-_TRAINING_FILES = ("checkpoint.safetensors", "history.jsonl")
+
+
+def _check_config(config):
+    "An error if no classifier can be made of it; it takes no memory."
+    with torch.device("meta"):
+        Classifier.from_config(config)
+
+
+def _checkpoints(phases):
+    "Large files that are of use to resume only."
+    return [f"training/{phase}checkpoint.safetensors" for phase in phases]
 
 
 def _files(best_by, phases):
@@ -394,50 +446,56 @@ def _files(best_by, phases):
     endings = list(_endings(best_by).values())
     models = [f"model{ending}/{name}" for ending in endings for name in _MODEL_FILES]
     predictions = [f"predictions{ending}.npz" for ending in endings]
-    training = [f"training/{phase}{name}" for phase in phases for name in _TRAINING_FILES]
-    return [*models, *predictions, _PAPER, *training]
+    histories = [f"training/{phase}history.jsonl" for phase in phases]
+    return [*models, *predictions, _PAPER, *_checkpoints(phases), *histories]
+
+
+def _effective(settings, starts):
+    "The settings as JSON, without those that have no effect here."
+    values = as_dict(settings)
+    values["branches"] = [str(Branch(start.modality, start.encoder)) for start in starts]
+    if not _pretrained(starts):
+        del values["freeze_epochs"], values["encoder_lr_scale"]
+    if settings.fraction == 1:
+        del values["min_steps"]
+    return values
 
 
 def _identity(store, settings, split, starts):
-    "All that can change the result; what has no effect here is left out."
-    told = as_dict(settings)
-    told["branches"] = [str(Branch(s.modality, s.encoder)) for s in starts]
-    digests = {s.modality: s.digest for s in starts if s.digest}
-    if not digests:
-        del told["freeze_epochs"], told["encoder_lr_scale"]
-    if settings.fraction == 1:
-        del told["min_steps"]
+    "All that can change the result."
     return dict(
-        settings=told,
+        settings=_effective(settings, starts),
         split=split.options,
         folds=split.description["hash"],
         store=store.meta["content"],
-        encoders=digests,
+        encoders={start.modality: start.digest for start in starts if start.digest},
     )
 
 
-def _about(store, split, settings, config, data):
-    "What the model folder says besides its architecture."
+def _about(config, data, split):
+    "What the model folder says besides its settings."
     sizes = {role: len(rows) for role, rows in data.rows.items()}
-    sources = store.records["source"].iloc[data.rows["train"]]
+    sources = data.store.records["source"].iloc[data.rows["train"]]
     return config | dict(
         folds=split.description | dict(sizes=sizes),
-        preprocessing=store.meta["options"],
+        preprocessing=data.store.meta["options"],
         trained_on=sorted(sources.unique()),
-        settings=as_dict(settings),
     )
+
+
+def _from_json(report):
+    "A report whose metrics are NaN where they do not exist."
+    return {metric: np.nan if value is None else value for metric, value in report.items()}
 
 
 def _read_result(run):
-    "The scores of a finished run, NaN where a metric does not exist, and its history."
-    scores = {
-        key: {m: np.nan if v is None else v for m, v in value.items()}
-        if isinstance(value, dict)
-        else value
-        for key, value in run.result.items()
-        if key != "settings"
-    }
-    return scores | dict(history=training_history(run.folder))
+    "The scores of a finished run and its history."
+    return dict(
+        threshold=run.result["threshold"],
+        test=_from_json(run.result["test"]),
+        tune=_from_json(run.result["tune"]),
+        history=training_history(run.folder),
+    )
 
 # %% ../nbs/30_finetune.ipynb #bf13c792
 def finetune(
@@ -454,39 +512,23 @@ def finetune(
     starts = [describe_branch(store, split, branch) for branch in settings.branches]
     check_split(store, split)
     config = classifier_config(store, settings, starts)
-    with torch.device("meta"):  # says what is wrong with it, and takes no memory
-        Classifier.from_config(config)
-    phases = _phases(settings, [s for s in starts if s.folder is not None])
+    _check_config(config)
+    phases = _phases(settings, starts)
     accelerator = accelerator_for(cpu)
-    identity = _identity(store, settings, split, starts)
-    files = _files(settings.best_by, phases)
+    identity, files = _identity(store, settings, split, starts), _files(settings.best_by, phases)
     with begin_together(
         accelerator, folder, "classifier", identity, files, overwrite=overwrite, say=progress
     ) as run:
         if not run.done:
-            data = fold_data(store, split, settings, accelerator.device)
-            seed, device = settings.train.seed, accelerator.device
-            model = build(config, starts, data.statistics, seed=seed, device=device)
+            device = accelerator.device
+            data = fold_data(store, split, settings, device)
+            model = build(config, starts, data.statistics, seed=settings.train.seed, device=device)
             train_phases(
                 model, data, run, settings, starts, accelerator=accelerator, progress=progress
             )
-            about = _about(store, split, settings, config, data)
-            results = {
-                metric: publish(
-                    run,
-                    model,
-                    data,
-                    metric,
-                    ending=ending,
-                    phases=phases,
-                    about=about | dict(settings=as_dict(replace(settings, best_by=metric))),
-                    main=accelerator.is_main_process,
-                )
-                for metric, ending in _endings(settings.best_by).items()
-            }
-            result = results[settings.best_by] | dict(settings=as_dict(settings))
-            checkpoints = [f"training/{phase}checkpoint.safetensors" for phase in phases]
-            run.finish(result, spare=checkpoints)  # they are large, and of use to go on only
+            about = _about(config, data, split)
+            scores = _publish_all(run, model, data, settings, phases, about)
+            run.finish(scores | dict(settings=as_dict(settings)), spare=_checkpoints(phases))
         accelerator.wait_for_everyone()
     return _read_result(run)
 
@@ -505,12 +547,15 @@ def random_backbone(
         return start_backbone(start, batches).eval()
 
 # %% ../nbs/30_finetune.ipynb #2839c274
-PROBES = {  # name -> probabilities of several sets, from training features and labels
-    "linear": linear_probabilities,
-    "knn": lambda h_train, y_train, *others: [
-        knn_probabilities(h_train, y_train, h, min(10, len(h_train))) for h in others
-    ],
-}
+def _neighbours(h_train, y_train, *others):
+    "The labels of the ten nearest training recordings, for each set of features."
+    k = min(10, len(h_train))
+    return [knn_probabilities(h_train, y_train, h, k) for h in others]
+
+
+# name -> function(features and labels of training recordings, features of other sets...) -> their
+# probabilities
+PROBES = {"linear": linear_probabilities, "knn": _neighbours}
 
 
 def probe(
@@ -524,36 +569,43 @@ def probe(
     cpu: bool = False,  # use the CPU only
 ) -> dict[tuple[str, float], dict[str, Predictions]]:  # (kind, fraction) -> role -> predictions
     "What frozen features are worth: a linear probe, and the nearest neighbours."
-    device = choose_device(cpu)
-    data = fold_data(store, split, ClassifierSettings(), device)
+    probes = {kind: look_up(PROBES, kind, "probe") for kind in kinds}
+    data = fold_data(store, split, ClassifierSettings(), device := choose_device(cpu))
     h = {role: features(backbone.to(device), w) for role, w in data.windows.items()}
     found = {}
     for fraction in fractions:
-        part = np.isin(split.train, label_part(split.train, fraction, seed))
-        y = store.y[split.train][part]
-        for kind in kinds:
-            predict = look_up(PROBES, kind, "probe")
-            prob = predict(h["train"][part], y, h["tune"], h["test"])
-            roles = dict(zip(("tune", "test"), prob, strict=True))
-            found[kind, fraction] = {r: data.predictions(r, p) for r, p in roles.items()}
+        known = np.isin(split.train, label_part(split.train, fraction, seed))
+        for kind, predict in probes.items():
+            found[kind, fraction] = _probe_once(data, h, known, predict)
     return found
+
+
+def _probe_once(data, h, known, predict):
+    "Predictions on tune and test of one probe, fitted to the training recordings of a mask."
+    y = data.store.y[data.rows["train"]]
+    tune, test = predict(h["train"][known], y[known], h["tune"], h["test"])
+    return {"tune": data.predictions("tune", tune), "test": data.predictions("test", test)}
 
 # %% ../nbs/30_finetune.ipynb #f8451b8b
 def plot_label_curve(
     table: pd.DataFrame,  # of `label_curve`
 ):  # the matplotlib figure
     "AUROC and AUPRC against the number of labelled recordings, a line for each way."
-    fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-    ticks = sorted(set(table["labelled"]))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
     for ax, metric in zip(axes, CHOICES, strict=True):
         for way, part in table.groupby("way", sort=False):
             ax.plot(part["labelled"], part[metric], "o-", label=way, ms=4)
-        ax.set(xscale="log", xlabel="labelled training recordings", xticks=ticks)
-        ax.set_ylabel(f"macro {metric.upper()} on test")
-        ax.set_xticklabels(ticks)
-        ax.minorticks_off()
+        ax.set_ylabel(f"macro {METRICS[metric].title} on test")
+        _label_ticks(ax, sorted(set(table["labelled"])))
     axes[0].legend(fontsize=9)
-    return fig
+    return figure
+
+
+def _label_ticks(ax, ticks):
+    "A logarithmic axis of numbers of recordings."
+    ax.set(xscale="log", xlabel="labelled training recordings", xticks=ticks)
+    ax.set_xticklabels(ticks)
+    ax.minorticks_off()
 
 # %% ../nbs/30_finetune.ipynb #d5fcfbb0
 def label_curve(
@@ -570,54 +622,63 @@ def label_curve(
     "What a number of labels is worth: training, and two probes on frozen features."
     if len(settings.branches) > 1:
         raise EcgmmError("a label curve needs a classifier of one branch: probes have no join")
-    parts = [replace(settings, fraction=f) for f in fractions]  # a wrong one stops here
+    parts = [replace(settings, fraction=f) for f in fractions]  # a wrong one is an error here
     start = describe_branch(store, split, settings.branches[0])
-    identity = _identity(store, settings, split, [start]) | dict(fractions=list(fractions))
+    identity = _curve_identity(store, parts, split, start)
     files, folder = ["curve.csv", "curve.png"], Path(folder)
     with Run.begin(
         folder, "label curve", identity, files, overwrite=overwrite, say=progress
     ) as run:
-        if run.done:
-            return pd.read_csv(folder / "curve.csv")
-        table = _probe_rows(store, split, settings, start, fractions, cpu)
-        for part in parts:
-            scores = finetune(
-                store,
-                folder / f"fraction-{part.fraction:g}",
-                part,
-                split=split,
-                cpu=cpu,
-                overwrite=overwrite,
-                progress=progress,
-            )
-            known = len(label_part(split.train, part.fraction, part.train.seed))
-            row = dict(fraction=part.fraction, labelled=known, way="finetune")
-            table.append(row | scores["test"])
-        curve = pd.DataFrame(table).sort_values("fraction", kind="stable", ignore_index=True)
-        run.write("curve.csv", curve.to_csv(index=False))
-        _save_picture(run, "curve.png", plot_label_curve(curve))
-        run.finish()
-    return curve
+        if not run.done:
+            probed = _probe_rows(store, parts, split, start, cpu)
+            how = dict(split=split, cpu=cpu, overwrite=overwrite, progress=progress)
+            trained = [_trained_row(store, folder, part, how) for part in parts]
+            _write_curve(run, trained + probed)
+            run.finish(dict(settings=as_dict(settings)))
+    return pd.read_csv(folder / "curve.csv")
 
 
-def _probe_rows(store, split, settings, start, fractions, cpu):
-    "Rows of the label curve for the probes."
-    seed = settings.train.seed
-    if start.folder is not None:
-        backbone = load_pretrained(start.folder, store, split)[0]
+def _curve_identity(store, parts, split, start):
+    "All that can change a curve."
+    fewest = min(parts, key=lambda part: part.fraction)
+    fractions = [part.fraction for part in parts]
+    return _identity(store, fewest, split, [start]) | dict(fractions=fractions)
+
+
+def _curve_row(split, settings, way, scores):
+    "A row of the table."
+    labelled = len(label_part(split.train, settings.fraction, settings.train.seed))
+    return dict(fraction=settings.fraction, labelled=labelled, way=way) | scores["test"]
+
+
+def _trained_row(store, folder, settings, how):
+    "Train with a part of the labels."
+    scores = finetune(store, folder / f"fraction-{settings.fraction:g}", settings, **how)
+    return _curve_row(how["split"], settings, "finetune", scores)
+
+
+def _probe_rows(store, parts, split, start, cpu):
+    "The probes with each part of the labels."
+    branch, seed = parts[0].branches[0], parts[0].train.seed
+    if start.folder is None:
+        backbone = random_backbone(store, split, branch, seed)
     else:
-        backbone = random_backbone(store, split, settings.branches[0], seed)
+        backbone = load_pretrained(start.folder, store, split)[0]
+    fractions = [part.fraction for part in parts]
     found = probe(store, backbone, split, fractions=fractions, seed=seed, cpu=cpu)
     return [
-        dict(fraction=f, labelled=len(label_part(split.train, f, seed)), way=kind)
-        | score(roles["tune"], roles["test"])["test"]
-        for (kind, f), roles in found.items()
+        _curve_row(split, part, kind, score(**found[kind, part.fraction]))
+        for part in parts
+        for kind in ("linear", "knn")
     ]
 
 
-def _save_picture(run, name, figure):
-    "A PNG in a run's folder."
-    run.write(name, lambda part: figure.savefig(part, format="png", dpi=110, bbox_inches="tight"))
+def _write_curve(run, rows):
+    "The table and its picture."
+    table = pd.DataFrame(rows).sort_values("fraction", kind="stable", ignore_index=True)
+    run.write("curve.csv", table.to_csv(index=False))
+    figure = plot_label_curve(table)
+    run.write("curve.png", lambda part: figure.savefig(part, format="png", dpi=110))
     plt.close(figure)
 
 # %% ../nbs/30_finetune.ipynb #5c8a9032
@@ -631,45 +692,42 @@ def run_name(
     return f"{settings.join}-pretrained" if pretrained else settings.join
 
 
+def _out(options):
+    "The folder that is asked for, or one below `models`."
+    where = options.test_source or f"fold{options.fold}"
+    curve = "-curve" if options.fractions else ""
+    return Path(options.out or f"models/{run_name(options.settings)}{curve}-{where}")
+
+
 def ecgmm_finetune(
     options: FinetuneOptions,
-):
+) -> None:
     "The command: train a classifier, or a label curve, and print its scores."
-    store, settings = Store(options.store), options.settings
+    store, out = Store(options.store), _out(options)
     split = chosen_split(store, options)
-    where = options.test_source or f"fold{options.fold}"
-    out = options.out or f"models/{run_name(settings)}-{where}"
+    how: dict[str, Any] = dict(split=split, cpu=options.cpu, overwrite=options.overwrite)
     if options.fractions:
-        curve = label_curve(
-            store,
-            out,
-            settings,
-            split=split,
-            fractions=options.fractions,
-            cpu=options.cpu,
-            overwrite=options.overwrite,
-        )
+        curve = label_curve(store, out, options.settings, fractions=options.fractions, **how)
         print(curve.round(4).to_string(index=False))
-        return print(f"table and picture: {Path(out) / 'curve.csv'}, {Path(out) / 'curve.png'}")
-    result = finetune(
-        store, out, settings, split=split, cpu=options.cpu, overwrite=options.overwrite
-    )
+        print(f"table and picture: {out / 'curve.csv'}, {out / 'curve.png'}")
+        return
+    result = finetune(store, out, options.settings, **how)
     if processes()[0] == 0:
-        _print_result(result, settings, split, out)
+        _print_result(result, options.settings, split, out)
 
 
 def _print_result(result, settings, split, out):
     "The scores on test, and where the model is."
     branches = ",".join(str(branch) for branch in settings.branches)
     print(f"{branches}, {split.name}: threshold {result['threshold']:g}, chosen on tune")
-    for name, value in result["test"].items():
-        print(f"  {METRICS[name].title:<24}{value:.4f}")
-    print(f"model: {Path(out) / 'model'}")
+    for metric, value in result["test"].items():
+        print(f"  {METRICS[metric].title:<24}{value:.4f}")
+    print(f"model: {out / 'model'}")
     print(f"next: ecgmm_thresholds --model {out}")
 
 
 def ecgmm_fuse(
     options: FuseOptions,
-):
+) -> None:
     "The command: the same, with signal and spectrogram as its usual branches."
-    return ecgmm_finetune(options)
+    ecgmm_finetune(options)

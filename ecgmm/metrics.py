@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'WEIGHTED_METRICS', 'operating_points', 'per_class', 'macro', 'f_scores', 'Terms', 'challenge_terms',
-           'challenge_score', 'Metric', 'report', 'challenge_by_threshold', 'common_threshold', 'Predictions',
-           'save_predictions', 'load_predictions', 'draw_weights', 'bootstrap_interval', 'weighted_auroc',
-           'weighted_auprc', 'bootstrap_macro', 'paired_interval', 'ranks']
+           'challenge_score', 'Metric', 'report', 'challenge_by_threshold', 'usual_goal', 'common_threshold',
+           'Predictions', 'save_predictions', 'load_predictions', 'draw_weights', 'bootstrap_interval',
+           'weighted_auroc', 'weighted_auprc', 'bootstrap_macro', 'paired_interval', 'ranks']
 
 # %% ../nbs/12_metrics.ipynb #7aaceb0a
 import json
@@ -254,18 +254,39 @@ def challenge_by_threshold(
     return np.array([challenge_score(y, prob >= t, terms=terms) for t in grid])
 
 
+def _f_measure_by_threshold(y, prob, *, grid, labels) -> np.ndarray:
+    "The macro F1 at each common threshold."
+    y, prob = _labels_and_prob(y, prob)
+    f_measure = METRICS["f_measure"].function
+    return np.array([f_measure(y, prob, prob >= t, labels) for t in grid])
+
+
+_BY_THRESHOLD = {"challenge": challenge_by_threshold, "f_measure": _f_measure_by_threshold}
+
+
+def usual_goal(
+    labels: Labels,
+) -> str:  # "challenge", or "f_measure" where the labels have no reward matrix
+    "The metric by which thresholds are chosen if nobody names one."
+    return "f_measure" if labels.reward is None or labels.normal is None else "challenge"
+
+
 def common_threshold(
     y,  # (N, K) labels of the tune fold, 0 or 1
     prob,  # (N, K) probabilities of the tune fold
     *,
     grid: Sequence[float] = _GRID,  # thresholds to try
     labels: Labels = _CHALLENGE,
+    goal: str = "auto",  # "challenge", "f_measure", or "auto" for `usual_goal`
 ) -> float:  # the first of the best
-    "The threshold for all classes with the highest Challenge score; decide prob >= threshold."
-    scores = challenge_by_threshold(y, prob, grid=grid, labels=labels)
+    "The threshold for all classes with the highest score; decide prob >= threshold."
+    goal = usual_goal(labels) if goal == "auto" else goal
+    if goal not in _BY_THRESHOLD:
+        raise EcgmmError(f"goal must be one of auto, {', '.join(_BY_THRESHOLD)}; got {goal!r}")
+    scores = _BY_THRESHOLD[goal](y, prob, grid=grid, labels=labels)
     if np.isnan(scores).all():
         raise EcgmmError("labels with more than normal recordings are needed, every score is NaN")
-    return float(np.asarray(grid)[np.argmax(scores)])
+    return float(np.asarray(grid)[np.nanargmax(scores)])
 
 # %% ../nbs/12_metrics.ipynb #e1200002
 @dataclass(frozen=True, eq=False)

@@ -670,6 +670,11 @@ def _read_config(path):
     if not isinstance(content, dict):
         raise EcgmmError(f"--config {path}: a JSON object is needed")
     identity, result = content.get("identity", {}), content.get("result", {})
+    if identity.get("encoders") and not result.get("settings"):
+        raise EcgmmError(
+            f"--config {path}: this run is not finished, so the folders of its pre-trained encoders "
+            "are not noted: finish it first"
+        )
     settings = (
         result.get("settings") or identity.get("settings") or content.get("settings", content)
     )
@@ -682,6 +687,8 @@ def _defaults(options, words):
     settings, split = {}, {}
     if config := _value(words, "--config"):
         settings, split = _read_config(config)
+        if _value(words, "--fold") is not None:
+            split = {}  # a fold that is typed stands for a source that was left out, too
         values = from_dict(type(defaults.settings), settings)
         defaults = replace(defaults, settings=values, **split)
     if hasattr(defaults, "method"):

@@ -7,36 +7,29 @@ import numpy as np
 import pandas as pd
 from children import command as run
 
-from ecgmm.metrics import report
 from ecgmm.folder import load_model
+from ecgmm.metrics import METRICS, load_predictions
+from ecgmm.settings import ClassifierSettings
 from ecgmm.store import Store
+
+FINETUNE = ("ecgmm_finetune", "--branches", "spectrogram=se_resnet_small", "--fold", 3, "--cpu")
+
+
+def scores_in(printed):
+    "The table of scores that a command printed: title -> value."
+    return dict(re.findall(r"^  (\S.*?) {2,}(\S+)$", printed, re.M))
 
 
 def check_second_calls(out, printed, cwd):
     "The same call again is done already; with other settings it is refused."
-    words = (
-        "ecgmm_finetune",
-        "--modality",
-        "spectrogram",
-        "--encoder",
-        "se_resnet_small",
-        "--fold",
-        3,
-        "--cpu",
-    )
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert (
-        json.loads(run(*words, "--epochs", 1, cwd=cwd).strip().splitlines()[-1]) == printed
-    )  # the same again: it is done
-    said = run(
-        *words, "--epochs", 2, cwd=cwd, fails=True
-    )  # another: refused, with the difference and what to do
-    assert (
-        "a finished classifier with another settings.epochs (1, now 2)" in said
-        and "another folder" in said
-        and "--overwrite" in said
-    )
-    assert "another settings.seed" in run(*words, "--epochs", 1, "--seed", 1, cwd=cwd, fails=True)
+    assert run(*FINETUNE, "--epochs", 1, cwd=cwd) == printed  # the same again: it is done
+    # another: refused, with the difference and what to do
+    error = run(*FINETUNE, "--epochs", 2, cwd=cwd, fails=True)
+    assert "a finished classifier with another settings.train.epochs (1, now 2)" in error
+    assert "another folder" in error and "--overwrite" in error
+    error = run(*FINETUNE, "--epochs", 1, "--seed", 1, cwd=cwd, fails=True)
+    assert "another settings.train.seed" in error
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
@@ -54,19 +47,7 @@ def test_from_files_to_a_scored_model(tmp_path):
         dict(zip(patients["record"].astype(str), patients["patient"].astype(str)))
     )
     assert (pd.Series(store.folds).groupby(who.to_numpy()).nunique() == 1).all()
-    said = run(
-        "ecgmm_finetune",
-        "--modality",
-        "spectrogram",
-        "--encoder",
-        "se_resnet_small",
-        "--fold",
-        3,
-        "--epochs",
-        1,
-        "--cpu",
-        cwd=tmp_path,
-    )
+    printed = run(*FINETUNE, "--epochs", 1, cwd=tmp_path)
     out = tmp_path / "models" / "spectrogram-fold3"
     model, config = load_model(out / "model")
     assert (
@@ -74,15 +55,66 @@ def test_from_files_to_a_scored_model(tmp_path):
         and config["folds"]["tune"] == 4
         and config["folds"]["hash"] == store.meta["fold_hash"]
     )
-    saved = np.load(out / "predictions.npz", allow_pickle=False)
-    assert list(saved["test_rows"]) == list(store.split(3)["test"])
-    again = report(
-        saved["test_y"], saved["test_prob"], saved["test_prob"] >= config["thresholds"][0]
-    )
-    printed = json.loads(said.strip().splitlines()[-1])
+    test = load_predictions(out / "predictions.npz")["test"]
+    assert list(test.rows) == list(store.split(fold=3).test)
+    again, scores = test.report(test.prob >= config["thresholds"][0]), scores_in(printed)
+    assert set(scores) == {metric.title for metric in METRICS.values()}
     for name, value in again.items():
-        assert np.isclose(printed[name], value, atol=1e-4, equal_nan=True)
+        assert np.isclose(float(scores[METRICS[name].title]), value, atol=1e-4, equal_nan=True)
     check_second_calls(out, printed, cwd=tmp_path)
+
+
+PARTS = """
+from torch import nn
+from torch.nn import functional
+
+from ecgmm.models import HEADS
+from ecgmm.spectrogram import FRONTS, FrontEnd
+
+
+class DerivativeFront(FrontEnd):
+    modality, ndim, encoder = "derivative", 3, "xresnet1d_small"
+
+    def transform(self, x):
+        return functional.pad(x.diff(), (1, 0))
+
+
+FRONTS["derivative"] = DerivativeFront
+HEADS["one_layer"] = lambda n_in, n_classes, dropout: nn.Linear(n_in, n_classes)
+"""
+
+
+def test_parts_from_outside_the_package(tmp_path):
+    "A file that --import names adds a modality and a head, for one command and not for the next."
+    run("ecgmm_synthesize", "--out", "data", "--n", 60, cwd=tmp_path)
+    run("ecgmm_prepare", "--workers", 1, cwd=tmp_path)
+    (tmp_path / "my_parts.py").write_text(PARTS)
+    words = ["ecgmm_finetune", "--branches", "derivative,signal=xresnet1d_small"]
+    words += ["--head", "one_layer", "--epochs", 1, "--cpu"]
+    printed = run(*words, "--import", "my_parts.py", cwd=tmp_path)
+    assert "model: models/concat-fold0/model" in printed
+    config = json.loads(
+        (tmp_path / "models" / "concat-fold0" / "model" / "config.json").read_text()
+    )
+    assert [b["modality"] for b in config["branches"]] == ["derivative", "signal"]
+    assert config["head"] == "one_layer"
+    assert "there is no modality 'derivative'" in run(*words, cwd=tmp_path, fails=True)
+
+
+def test_a_run_is_repeated_from_its_marker(tmp_path):
+    "All settings, the fold included; an option that is typed counts more."
+    run("ecgmm_synthesize", "--out", "data", "--n", 60, cwd=tmp_path)
+    run("ecgmm_prepare", "--workers", 1, cwd=tmp_path)
+    settings = ["--epochs", 1, "--lr", 0.001, "--dropout", 0.1, "--best_by", "auprc", "--paper"]
+    first = run(*FINETUNE, *settings, cwd=tmp_path)
+    config = ["--config", "models/spectrogram-fold3/run.json", "--cpu"]
+    again = run("ecgmm_finetune", *config, "--out", "again", cwd=tmp_path)
+    assert scores_in(again) == scores_in(first) and "fold 3" in again
+    other = run("ecgmm_finetune", *config, "--fold", 4, cwd=tmp_path)
+    assert "model: models/spectrogram-fold4/model" in other
+    config = json.loads((tmp_path / "models/spectrogram-fold4/model/config.json").read_text())
+    assert config["settings"]["dropout"] == 0.1 and config["settings"]["train"]["lr"] == 0.001
+    assert set(config["settings"]) == set(ClassifierSettings.__dataclass_fields__)
 
 
 def test_the_demo_and_its_second_call(tmp_path):
@@ -171,8 +203,13 @@ def test_wrong_words_get_clear_answers(tmp_path):
     assert "not a store" in run("ecgmm_finetune", "--store", "empty", cwd=tmp_path, fails=True)
     run("ecgmm_synthesize", "--out", "data", "--n", 40, cwd=tmp_path)
     run("ecgmm_prepare", cwd=tmp_path)
-    assert "fold from 0 to 9" in run("ecgmm_finetune", "--fold", 10, cwd=tmp_path, fails=True)
-    assert "spectrogram" in run("ecgmm_finetune", "--modality", "smell", cwd=tmp_path, fails=True)
-    assert "se_resnet34" in run(
-        "ecgmm_finetune", "--encoder", "transformer", cwd=tmp_path, fails=True
-    )
+    for words, message in {
+        ("--fold", 10): "fold must be 0 to 9, got 10",
+        ("--branches", "smell"): "there is no modality 'smell'; there are: signal, spectrogram",
+        ("--branches", "spectrogram=transformer"): "se_resnet34",
+        ("--branches", "signal,signal"): "each once",
+        ("--branches", "signal@nowhere"): "nowhere",
+        ("--best_by", "loss"): "auroc, auprc",
+    }.items():
+        assert message in run("ecgmm_finetune", *words, cwd=tmp_path, fails=True), words
+    assert not (tmp_path / "models").exists()

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,15 +21,22 @@ import ecgmm.finetune
 import ecgmm.pretrain
 import ecgmm.store
 from ecgmm.finetune import finetune
-from ecgmm.folder import load_classifier
+from ecgmm.folder import load_model
 from ecgmm.runs import finished, read_marker
-from ecgmm.settings import PrepareSettings
+from ecgmm.settings import Branch, ClassifierSettings, PrepareSettings, TrainSettings
 from ecgmm.store import Store, prepare
 from ecgmm.synthetic import synthesize
 from ecgmm.judgement import choose
 from ecgmm.windows import Batches
 
-SMALL = dict(modality="spectrogram", encoder="se_resnet_small", epochs=1, batch_size=16, cpu=True)
+SMALL = ClassifierSettings(
+    (Branch("spectrogram", "se_resnet_small"),), train=TrainSettings(epochs=1, batch_size=16)
+)
+
+
+def train(store, folder, settings=SMALL):
+    "A small classifier on fold 0."
+    finetune(store, folder, settings, split=store.split(fold=0), cpu=True, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -37,39 +45,25 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     synthesize(home / "hospitals", n=60, seed=0, workers=1)
     store = prepare(home / "hospitals", home / "store", workers=1, progress=False)
-    finetune(store, home / "classifier", progress=False, **SMALL)
+    train(store, home / "classifier")
     return home
 
 
 def words(home, name, out):
     "What makes a command write into a folder, as quickly as it can."
-    store, small = (
-        ["--store", home / "store"],
-        [
-            "--modality",
-            "spectrogram",
-            "--encoder",
-            "se_resnet_small",
-            "--epochs",
-            1,
-            "--batch_size",
-            16,
-            "--cpu",
-        ],
-    )
+    store, branch = ["--store", home / "store"], "spectrogram=se_resnet_small"
+    small = ["--epochs", 1, "--batch_size", 16, "--cpu"]
     return {
         "ecgmm_synthesize": ["--out", out, "--n", 12],
         "ecgmm_prepare": ["--data", home / "hospitals", "--store", out, "--workers", 1],
-        "ecgmm_pretrain": [*store, "--out", out, *small, "--probe_every", 0],
-        "ecgmm_finetune": [*store, "--out", out, *small],
+        "ecgmm_pretrain": [*store, "--out", out, "--branch", branch, *small, "--probe_every", 0],
+        "ecgmm_finetune": [*store, "--out", out, "--branches", branch, *small],
         "ecgmm_fuse": [
             *store,
             "--out",
             out,
-            "--signal_encoder",
-            "xresnet1d_small",
-            "--spectrogram_encoder",
-            "se_resnet_small",
+            "--branches",
+            f"signal=xresnet1d_small,{branch}",
             "--epochs",
             1,
             "--windows_per_recording",
@@ -88,7 +82,7 @@ def words(home, name, out):
             0,
             "--seeds",
             0,
-            "--tune_epochs",
+            "--epochs",
             1,
             "--cpu",
         ],
@@ -349,7 +343,7 @@ def test_a_killed_classifier(home, tmp_path):
     swept(
         tmp_path,
         lambda f: None,
-        lambda f: finetune(store, f, progress=False, paper=True, **SMALL),
+        lambda f: train(store, f, replace(SMALL, paper=True)),
         every=9,
     )
 
@@ -458,11 +452,9 @@ def test_readers_never_write(home, tmp_path):
 
     reading = True
     sys.addaudithook(hook)
-    load_classifier(tmp_path / "c" / "model")
+    load_model(tmp_path / "c" / "model")
     Store(home / "store")
     finished(tmp_path / "c", "classifier")
-    finetune(
-        Store(home / "store"), tmp_path / "c", progress=False, **SMALL
-    )  # done already: it is read
+    train(Store(home / "store"), tmp_path / "c")  # done already: it is read
     reading = False
     assert not events and {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before

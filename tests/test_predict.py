@@ -37,7 +37,13 @@ from ecgmm.predict import (
     predict,
     predictions,
 )
-from ecgmm.settings import PredictOptions, PrepareSettings
+from ecgmm.settings import (
+    Branch,
+    ClassifierSettings,
+    PredictOptions,
+    PrepareSettings,
+    TrainSettings,
+)
 from ecgmm.store import prepare
 from ecgmm.synthetic import simulate, synthesize
 
@@ -148,15 +154,11 @@ def test_a_copied_folder_judges_alike_without_its_store(tmp_path):
     store = prepare(
         tmp_path / "data", tmp_path / "store", PrepareSettings(denoise=True), progress=False
     )
-    finetune(
-        store,
-        tmp_path / "run",
-        modality="spectrogram",
-        encoder="se_resnet_small",
-        epochs=1,
-        cpu=True,
-        progress=False,
+    settings = ClassifierSettings(
+        (Branch("spectrogram", "se_resnet_small"),), train=TrainSettings(epochs=1)
     )
+    split = store.split(fold=0)
+    finetune(store, tmp_path / "run", settings, split=split, cpu=True, progress=False)
     said = []
     for k, folder in enumerate((tmp_path / "run" / "model", tmp_path / "elsewhere" / "m")):
         if k:

@@ -162,37 +162,30 @@ def speed(work, history):
 
 
 def train_classifier(work, modality, precision):
-    from ecgmm.finetune import finetune
-
-    size = work.size
-    result = finetune(
-        work.store,
-        work.folder / f"{modality}-{precision}",
-        modality=modality,
-        encoder=size[modality],
-        epochs=2,
-        batch_size=size["windows"],
-        windows_per_recording=size["windows_per_recording"],
-        precision=precision,
-        cpu=work.cpu,
-        progress=False,
-    )
-    return finite(result["history"]) | speed(work, result["history"])
+    return train(work, modality, [modality], precision)
 
 
 def train_fusion(work, precision):
-    from ecgmm.fusion import fuse
+    return train(work, "gate", MODALITIES, precision)
 
-    size = work.size
-    result = fuse(
-        work.store,
-        work.folder / f"gate-{precision}",
-        gating=True,
-        encoders={m: size[m] for m in MODALITIES},
+
+def train(work, name, modalities, precision):
+    "A classifier of one branch or more, in the folder of a name and a precision."
+    from ecgmm.finetune import finetune
+    from ecgmm.settings import Branch, ClassifierSettings, TrainSettings
+
+    training = TrainSettings(
         epochs=2,
-        batch_size=size["windows"],
-        windows_per_recording=size["windows_per_recording"],
+        batch_size=work.size["windows"],
+        windows_per_recording=work.size["windows_per_recording"],
         precision=precision,
+    )
+    branches = tuple(Branch(m, work.size[m]) for m in modalities)
+    result = finetune(
+        work.store,
+        work.folder / f"{name}-{precision}",
+        ClassifierSettings(branches, join="gate", train=training),
+        split=work.store.split(fold=0),
         cpu=work.cpu,
         progress=False,
     )

@@ -33,11 +33,11 @@ NOTEBOOKS = [
 WAY = [
     "ecgmm_synthesize --out data --n 90",
     "ecgmm_prepare --data data --store store --workers 1",
-    "ecgmm_pretrain --method simclr --encoder xresnet1d_small --epochs 1 --cpu",
-    "ecgmm_finetune --encoder xresnet1d_small --epochs 1 --cpu",
-    "ecgmm_finetune --encoder xresnet1d_small --epochs 2 --freeze_epochs 1"
-    " --pretrained models/simclr-signal-fold0 --cpu",
-    "ecgmm_fuse --gating --signal_encoder xresnet1d_small --spectrogram_encoder se_resnet_small"
+    "ecgmm_pretrain --method simclr --branch signal=xresnet1d_small --epochs 1 --cpu",
+    "ecgmm_finetune --branches signal=xresnet1d_small --epochs 1 --cpu",
+    "ecgmm_finetune --branches signal@models/simclr-signal-fold0 --epochs 2 --freeze_epochs 1"
+    " --cpu",
+    "ecgmm_fuse --branches signal=xresnet1d_small,spectrogram=se_resnet_small --join gate"
     " --epochs 1 --cpu",
     "ecgmm_thresholds --model models/gate-fold0",
     "ecgmm_predict --model models/gate-fold0/model --data data --out scores.csv --cpu",
