@@ -81,6 +81,7 @@ def test_decisions_of_parts_of_a_file(folder):
     options = [*MINE, "--branches", "slope,signal=tiny", "--join", "scaled", "--out", "judged"]
     run("ecgmm_finetune", *options, *FAST, cwd=folder)
     run("ecgmm_thresholds", *MINE, "--model", "judged", cwd=folder)
+    assert "Brier score" in (folder / "judged" / "model" / "README.md").read_text()
     answers = ["--model", "judged", "--data", "data", "--out", "answers.csv", "--cpu"]
     run("ecgmm_predict", *MINE, *answers, cwd=folder)
     assert len(pd.read_csv(folder / "answers.csv")) == len(Store(folder / "store"))
@@ -139,10 +140,7 @@ def test_five_classes_of_ones_own(folder):
     assert (store.y == [labels.vector(recording.codes) for recording in files]).all()
     assert store.y.any(0).all()
     check_training(folder, "own", labels)
-
-
-def test_decisions_for_classes_of_ones_own(folder):
-    check_decisions(folder, "own", Store(folder / "own").labels)
+    check_decisions(folder, "own", labels)
 
 
 def superclass_recordings(source, target, labels):
