@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FS', 'LEADS', 'NO_DATA', 'MOST_SAMPLES', 'UNITS', 'plot_ecg', 'real_data', 'MissingLeads', 'standard_leads',
-           'Recording', 'file_fault', 'read_recording', 'recording_files', 'write_recording', 'resample']
+           'Recording', 'file_fault', 'read_leads', 'read_recording', 'recording_files', 'write_recording', 'resample']
 
 # %% ../nbs/00_data.ipynb #2f2817db
 import errno
@@ -571,18 +571,31 @@ def _sampling_rate(path, header: _Header) -> float:
     return fs
 
 
+def _read_signals(path) -> tuple[Path, _Header, np.ndarray, float]:
+    "The header's path, the header, (n_leads, T) float32 mV, and the sampling rate in Hz."
+    path = Path(path) if str(path).endswith(".hea") else Path(f"{path}.hea")
+    if "\0" in str(path):
+        raise EcgmmError(f"{str(path)!a}: no file can have this name")
+    header = _read_header(path)
+    fs = _sampling_rate(path, header)
+    return path, header, _in_millivolts(path, header), fs
+
+
+def read_leads(
+    path: str | Path,  # the header file, with or without `.hea`
+) -> tuple[np.ndarray, list[str], float]:  # (n_leads, T) float32 mV, the leads' names, and Hz
+    "The leads of a WFDB recording as they are in its file, twelve or fewer."
+    _, header, x, fs = _read_signals(path)
+    return x, [signal["lead"] for signal in header.signals], fs
+
+
 def read_recording(
     path: str | Path,  # the header file, with or without `.hea`
     *,
     derive: bool = False,  # compute missing limb leads from two that are there
 ) -> Recording:
     "Read one 12-lead WFDB recording; each `EcgmmError` names the file and what was needed."
-    path = Path(path) if str(path).endswith(".hea") else Path(f"{path}.hea")
-    if "\0" in str(path):
-        raise EcgmmError(f"{str(path)!a}: no file can have this name")
-    header = _read_header(path)
-    fs = _sampling_rate(path, header)
-    x = _in_millivolts(path, header)
+    path, header, x, fs = _read_signals(path)
     try:
         x = standard_leads(x, [s["lead"] for s in header.signals], derive=derive)
     except MissingLeads as error:

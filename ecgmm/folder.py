@@ -195,7 +195,8 @@ def _protocol(config):
     interval = config["metrics"].get("interval") or {}
     if interval.get("low") is not None:
         low, high = interval["low"], interval["high"]
-        sentences.append(f"The Challenge score's 95 % interval on test is {low:.3f} to {high:.3f}.")
+        title = _metric_title(interval.get("metric", "challenge"))
+        sentences.append(f"The {title}'s 95 % interval on test is {low:.3f} to {high:.3f}.")
     return " ".join(sentences)
 
 

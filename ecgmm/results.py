@@ -54,6 +54,7 @@ from ecgmm.study import (
     summary,
 )
 from .synthetic import synthesize
+from .judgement import read_predictions
 from .thresholds import calibrate, official_thresholds, plot_thresholds
 from .windows import Windows
 
@@ -353,9 +354,7 @@ def _examples(store, out, scores, n=4):
         if told.reason:
             continue
         fig = plot_prediction(
-            store.x(i),
             told,
-            config["thresholds"],
             title=f"{store.records['path'].iloc[i]}    true: {truth}    predicted: {named(told.decided)}",
         )
         parts.append(_figure(fig, f"{row['model']}, {row['arm']}, fold {row['fold']}"))
@@ -389,12 +388,11 @@ def _thresholds_picture(out, scores):
     if row is None:
         return None
     _, predictions_file = row["chosen"].split()
-    with np.load(Path(out) / predictions_file, allow_pickle=False) as d:
-        y, prob = d["tune_y"], d["tune_prob"]
+    tune = read_predictions(Path(out) / predictions_file)["tune"]
     _, config = _chosen(out, row)
-    prob = calibrate(config["calibration"], prob)
+    tune = tune.with_prob(calibrate(config["calibration"], tune.prob))
     return plot_thresholds(
-        y, prob, np.array(config["thresholds"]), {"official": official_thresholds(y, prob)}
+        tune, np.array(config["thresholds"]), {"official": official_thresholds(tune)}
     )
 
 # %% ../nbs/60_results.ipynb #0e59d5be

@@ -330,14 +330,13 @@ class ChoiceSettings:
     best_by: str = "auroc"  # the model whose epoch was chosen by this metric: auroc or auprc
     protocol: Literal["held-out", "paper"] = "held-out"  # choose on tune, or (optimistic) on test
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"  # before the thresholds
-    search: Literal["shrunk", "exact", "official", "common"] = "shrunk"  # of the thresholds
+    search: str = "shrunk"  # of the thresholds: shrunk, exact, official, common or your own
     goal: Literal["auto", "challenge", "f_measure"] = "auto"  # auto: challenge, if it exists
 
     def __post_init__(self):
         _one_of(self, "best_by", ("auroc", "auprc"))
         _one_of(self, "protocol", ("held-out", "paper"))
         _one_of(self, "calibration", ("temperature", "isotonic", "none"))
-        _one_of(self, "search", ("shrunk", "exact", "official", "common"))
         _one_of(self, "goal", ("auto", "challenge", "f_measure"))
 
 # %% ../nbs/02_settings.ipynb #a5e10012
@@ -519,7 +518,7 @@ class FuseOptions(FinetuneOptions):
 class ThresholdsOptions:
     "Calibrate a finished classifier and choose a threshold for each class."
 
-    model: str = "models/signal-fold0"  # run that ecgmm_finetune finished
+    model: str = "models/signal-fold0"  # run of ecgmm_finetune, or its model folder
     settings: ChoiceSettings = ChoiceSettings()
     common: CommonOptions = CommonOptions()
     example: ClassVar[str] = "ecgmm_thresholds --model models/gate-fold0"
@@ -627,8 +626,8 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command(PretrainOptions, "ecgmm.pretrain"),
     "finetune": Command(FinetuneOptions, "ecgmm.finetune"),
     "fuse": Command(FuseOptions, "ecgmm.finetune"),
-    "thresholds": Command(ThresholdsOptions, "ecgmm.thresholds"),
-    "predict": Command(PredictOptions, "ecgmm.predict"),
+    "thresholds": Command(ThresholdsOptions, "ecgmm.judgement"),
+    "predict": Command(PredictOptions, "ecgmm.answers"),
     "compare": Command(CompareOptions, "ecgmm.study"),
     "reproduce": Command(StudyOptions, "ecgmm.results"),
 }

@@ -33,15 +33,9 @@ from .folder import save_decision
 from .runs import Run, fingerprint, keyed, read_marker
 from .settings import METHODS, Branch, ClassifierSettings, TrainSettings
 from .store import Store, as_fold
-from ecgmm.thresholds import (
-    CALIBRATIONS,
-    SEARCHES,
-    chosen_files,
-    decide,
-    decision_of,
-    nested,
-    optimistic,
-)
+from .judgement import average_runs, chosen_files, judge_both, read_predictions
+from .settings import ChoiceSettings
+from .thresholds import CALIBRATIONS, SEARCHES
 
 # %% ../nbs/55_study.ipynb #175ed35b
 METRICS = (
@@ -153,7 +147,7 @@ def judge_stage(
     fold,  # the test fold
     seed: int,  # of the training
     best_by: str,  # "auroc" or "auprc": which epoch
-    search: str,  # of the thresholds, see `nested`
+    search: str,  # of the thresholds, see `SEARCHES`
     calibration: str,  # before them
 ) -> Path:  # a folder with `decisions.npz`, the figures of the choice in its marker, and, of a single run, `decision.json` for its model
     "Calibration and thresholds from tune, decisions on test; beside it the paper's protocol, everything chosen on test by the paper's search. Nothing in the folders of the runs is changed."
@@ -168,9 +162,8 @@ def judge_stage(
     ) as run:
         if not run.done:
             told, arrays = _judge(
-                [dict(np.load(chosen_files(r, best_by)[1], allow_pickle=False)) for r in runs],
-                search,
-                calibration,
+                [read_predictions(chosen_files(r, best_by)[1]) for r in runs],
+                ChoiceSettings(best_by=best_by, search=search, calibration=calibration),
             )
 
             def write(part):
@@ -181,37 +174,24 @@ def judge_stage(
             if len(runs) == 1:
                 save_decision(
                     chosen_files(runs[0], best_by)[0],
-                    decision_of(told["nested"] | dict(best_by=best_by)),
+                    told["nested"].for_model(),
                     run.path("decision.json"),
                 )
             run.finish(
-                {name: {k: t[k] for k in ("interval", "searches")} for name, t in told.items()}
+                {name: dict(interval=t.interval, searches=t.searches) for name, t in told.items()}
             )
     return run.folder
 
 
-def _judge(held, search, calibration):
+def _judge(held, choice):
     "What both protocols choose for runs on the same recordings, of several for their mean probabilities; and the test recordings with probabilities and decisions."
-    if any(not np.array_equal(h["test_rows"], held[0]["test_rows"]) for h in held):
-        raise EcgmmError("judge_stage: runs on the same recordings are needed")
-    mean = lambda key: np.mean([h[key] for h in held], axis=0)
-    tune, test = ((held[0][f"{role}_y"], mean(f"{role}_prob")) for role in ("tune", "test"))
-    late = mean("paper_prob") if all("paper_prob" in h for h in held) else test[1]
-    told = {"nested": nested(tune, test, search, calibration)}
-    if not np.isnan(challenge_score(test[0], test[0])):
-        told["paper"] = optimistic(
-            (test[0], late), "official", "none"
-        )  # normal recordings alone have no score, and nothing can be chosen on them
-    decided = {name: decide(t, late if name == "paper" else test[1]) for name, t in told.items()}
-    return told, dict(
-        rows=held[0]["test_rows"],
-        y=test[0],
-        **{
-            f"{name}_{what}": v
-            for name, pair in decided.items()
-            for what, v in zip(("prob", "decided"), pair)
-        },
-    )
+    predictions = average_runs(held)
+    names, test = {"held-out": "nested", "paper": "paper"}, predictions["test"]
+    told = {names[protocol]: j for protocol, j in judge_both(predictions, choice).items()}
+    arrays = dict(rows=test.rows, y=test.y)
+    for name, judgement in told.items():
+        arrays |= {f"{name}_prob": judgement.prob, f"{name}_decided": judgement.decided}
+    return told, arrays
 
 
 def _figures(judged):
@@ -282,7 +262,7 @@ def study(
             judged = judge_stage(out, model, arm, runs, fold, seed, best_by, search, calibration)
             low, high = (
                 v if v is not None else np.nan
-                for v in read_marker(judged)["result"]["nested"]["interval"].values()
+                for v in map(read_marker(judged)["result"]["nested"]["interval"].get, ("low", "high"))
             )
             rows.append(
                 dict(

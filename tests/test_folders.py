@@ -26,7 +26,7 @@ from ecgmm.runs import finished, read_marker
 from ecgmm.settings import Branch, ClassifierSettings, PrepareSettings, TrainSettings
 from ecgmm.store import Store, prepare
 from ecgmm.synthetic import synthesize
-from ecgmm.thresholds import choose
+from ecgmm.judgement import choose
 from ecgmm.windows import Batches
 
 SMALL = ClassifierSettings(

@@ -20,21 +20,37 @@ from conftest import ROOT
 from patience import HANG
 
 from ecgmm import EcgmmError
+from ecgmm.answers import ecgmm_predict
 from ecgmm.data import Recording, read_recording, write_recording
 from ecgmm.labels import ABBREVIATIONS, CLASSES
 from ecgmm.finetune import finetune
 from ecgmm.folder import save_model
 from ecgmm.labels import Labels
 from ecgmm.models import Classifier
-from ecgmm.predict import ecgmm_predict, predict
-from ecgmm.settings import Branch, ClassifierSettings, PrepareSettings, TrainSettings
+from ecgmm.predict import (
+    LEADS,
+    READERS,
+    TOLERABLE,
+    check_array,
+    load_recording,
+    open_model,
+    predict,
+    predictions,
+)
+from ecgmm.settings import (
+    Branch,
+    ClassifierSettings,
+    PredictOptions,
+    PrepareSettings,
+    TrainSettings,
+)
 from ecgmm.store import prepare
 from ecgmm.synthetic import simulate, synthesize
 
 SCRIPT = """import resource, sys
-from ecgmm.predict import ecgmm_predict
+from ecgmm.settings import main
 sys.argv[0] = "ecgmm_predict"
-try: ecgmm_predict()
+try: main()
 finally: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
 """
 
@@ -297,6 +313,7 @@ def test_where_nothing_can_be_judged(tmp_path, model, ecg, capsys):
     (tmp_path / "not a model" / "config.json").write_text("{}")
     np.save(tmp_path / "x.npy", ecg)
     for words, args, options in [
+        ("there is no model elsewhere: train one", ("elsewhere", "cut"), {}),
         ("no WFDB header (.hea) below empty", (model, "empty"), {}),
         ("truncated", (model, "cut"), {}),
         ("truncated", (model, cut), {}),
@@ -307,14 +324,14 @@ def test_where_nothing_can_be_judged(tmp_path, model, ecg, capsys):
         (
             "each of the 11 leads is needed",
             (model, "x.npy"),
-            dict(fs=500, leads="I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5"),
+            dict(fs=500, leads=LEADS[:11]),
         ),
         ("no lead moves", (model, "x.npy"), dict(fs=500, unit="uV")),
         ("not an array that numpy can read", (model, "pickled.npy"), dict(fs=500)),
-        ("some may be tolerated, got noise", (model, cut), dict(tolerate="noise")),
+        ("some may be tolerated, got noise", (model, cut), dict(tolerate=("noise",))),
     ]:
         with chdir(tmp_path), pytest.raises(EcgmmError) as stopped:
-            ecgmm_predict(*map(str, args), cpu=True, **options)
+            ecgmm_predict(PredictOptions(*map(str, args), cpu=True, **options))
         said = capsys.readouterr().out + str(stopped.value)
         assert words in said, (args, said)
     status, said, errors, _ = command(model, "cut", cwd=tmp_path)
@@ -347,7 +364,7 @@ def test_an_array_from_a_file(tmp_path, model, ecg):
     (row,) = pd.read_csv(tmp_path / "said.csv").to_dict("records")
     assert np.allclose(
         [row[c] for c in ABBREVIATIONS],
-        predict(model, ecg, 500, cpu=True).loc[0, list(ABBREVIATIONS)].to_numpy(float),
+        predict(model, ecg, fs=500, cpu=True).loc[0, list(ABBREVIATIONS)].to_numpy(float),
         atol=1e-3,
     )
 
@@ -365,8 +382,7 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path, model, ecg, format, closed):
     for k in range(3):
         write_recording(tmp_path / "ward", Recording(f"P{k}", ecg, 500))
     (tmp_path / "run.py").write_text(
-        "import sys\nfrom ecgmm.predict import ecgmm_predict\n"
-        "sys.argv[0] = 'ecgmm_predict'\necgmm_predict()\n"
+        "import sys\nfrom ecgmm.settings import main\nsys.argv[0] = 'ecgmm_predict'\nmain()\n"
     )
     reader, writer = os.pipe()
     os.close(reader)
@@ -429,3 +445,161 @@ def test_what_was_judged_outlives_its_recordings(tmp_path, model, ecg):
     for words in ("3 of 3 recordings judged, written to scores", "done already"):
         status, said, *_ = ask()
         assert status == 0 and words in said and results() == judged, said
+
+
+# ---- corner cases of arrays and of single recordings
+
+
+@pytest.mark.parametrize(
+    "change, more, reason",
+    [
+        (lambda x: x + 0j, {}, "real numbers are needed, got complex64"),
+        (lambda x: x.astype(str), {}, "real numbers are needed, got <U"),
+        (lambda x: x[0], {}, "got the shape (5000,)"),
+        (lambda x: x[None], {}, "got the shape (1, 12, 5000)"),
+        (lambda x: x[:, :0], {}, "no samples"),
+        (lambda x: x, dict(fs=0.002), "got 0.002"),
+        (lambda x: x, dict(fs=np.nan), "got nan"),
+        (lambda x: x, dict(fs="500"), "got '500'"),
+        (lambda x: x, dict(fs=-500), "got -500"),
+        (lambda x: x, dict(fs=True), "got True"),
+    ],
+)
+def test_what_is_no_recording(ecg, change, more, reason):
+    with pytest.raises(EcgmmError, match=re.escape(reason)):
+        check_array(change(ecg), **dict(fs=500) | more)
+
+
+TOY = {"preprocessing": dict(denoise=False, max_missing=0.05), "window": 250}
+
+
+def test_what_no_tolerance_allows(ecg, tmp_path):
+    for x, reason in [
+        (np.nan * ecg, "every sample of every lead is missing"),
+        (0 * ecg, "all twelve leads are flat"),
+        (ecg[:, :250], "0.50 s long, between 1 and 3600 s"),
+    ]:
+        with pytest.raises(EcgmmError, match=reason):
+            load_recording(x, TOY, fs=500, tolerate=TOLERABLE)
+    for name, content in (("text.npy", b"no array"), ("cut.npy", b"\x93NUMPY"), ("empty.npy", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(EcgmmError, match="not an array that numpy can read"):
+            load_recording(tmp_path / name, TOY, fs=500)
+    with pytest.raises(EcgmmError, match="nowhere.npy: No such file"):
+        load_recording(tmp_path / "nowhere.npy", TOY, fs=500)
+
+
+@pytest.mark.parametrize("gone", [(0,), (0, 2), (1, 3, 4), (0, 1, 2, 3)])
+def test_a_lead_without_samples_is_like_one_that_is_not_there(ecg, gone):
+    "Both follow from two limb leads in the same way, with the same note."
+    keep = [k for k in range(12) if k not in gone]
+    blank = np.where(np.isin(np.arange(12), gone)[:, None], np.nan, ecg)
+    leads = [LEADS[k] for k in keep]
+    absent = load_recording(ecg[keep], TOY, fs=500, leads=leads)
+    empty = load_recording(blank, TOY, fs=500)
+    both = load_recording(blank[1:], TOY, fs=500, leads=LEADS[1:]) if 0 in gone else empty
+    names = ", ".join(LEADS[k] for k in gone)
+    for r in (absent, empty, both):
+        assert (r.samples == absent.samples).all()
+        assert r.notes == [f"{names} computed from two limb leads"]
+    assert np.abs(absent.samples - load_recording(ecg, TOY, fs=500).samples).max() <= 1
+
+
+# ---- models
+
+
+def test_a_run_or_its_model_folder(tmp_path, model, ecg):
+    "Both are taken; the error of anything else says how to get a model."
+    shutil.copytree(model, tmp_path / "run" / "model")
+    here, there = (predict(tmp_path / m, ecg, fs=500, cpu=True) for m in ("run", "run/model"))
+    assert here.equals(there)
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "nowhere"):
+        with pytest.raises(EcgmmError, match=f"train one with `ecgmm_finetune .*{name}`"):
+            open_model(tmp_path / name)
+    with pytest.raises(EcgmmError, match="is for a model folder"):
+        open_model(open_model(model), decision="decision.json")
+
+
+def test_a_model_of_unknown_or_unusable_fields(model, ecg):
+    net, config = open_model(model, cpu=True)
+    for field, values in dict(
+        preprocessing=(None, {}, "none"),
+        window=(None, 0, "250"),
+        labels=(None, 5),
+        thresholds=(None, [0.5], [np.nan] * 24, ["0.5"] * 24),
+    ).items():
+        for value in values:
+            with pytest.raises(EcgmmError, match=f"no usable '{field}'"):
+                predict((net, config | {field: value}), ecg, fs=500)
+    for nothing in ("", [""]):
+        with pytest.raises(EcgmmError, match="got an empty one"):
+            predict(model, nothing, cpu=True)
+
+
+PACKAGES = (
+    "sklearn iterstrat accelerate ecgmm.training ecgmm.finetune ecgmm.fusion ecgmm.pretrain "
+    "ecgmm.simclr ecgmm.byol ecgmm.dino ecgmm.probes"
+).split()
+
+
+def test_prediction_needs_no_training(tmp_path, model, ecg):
+    "Neither its import nor a prediction loads what only training uses."
+    np.save(tmp_path / "x.npy", ecg)
+    script = (
+        "import sys, ecgmm.answers\nbefore = set(sys.modules)\n"
+        "from ecgmm.predict import predict\n"
+        f"predict({str(model)!r}, 'x.npy', fs=500, cpu=True)\n"
+        f"print([(when, m) for m in {PACKAGES} for when, loaded in "
+        "(('import', before), ('predict', sys.modules)) if m in loaded])"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        env=env,
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+# ---- readers
+
+
+READER = """
+import pandas as pd
+from ecgmm.predict import READERS, Signals
+def read_csv(path):
+    table = pd.read_csv(path)
+    return Signals(table.to_numpy("float32").T / 1000, list(table.columns), 500)
+READERS[".csv"] = read_csv
+"""
+
+
+def test_a_reader_of_ones_own_by_import(tmp_path, model, ecg):
+    "The command finds, names and judges files of a kind that a user's file adds."
+    (tmp_path / "my_reader.py").write_text(READER)
+    (tmp_path / "ward").mkdir()
+    columns = dict(zip(LEADS, ecg * 1000, strict=True))
+    pd.DataFrame(columns).to_csv(tmp_path / "ward" / "monday.csv", index=False)
+    status, said, errors, _ = command(
+        model, "ward", "--import", "my_reader.py", "--format", "csv", cwd=tmp_path
+    )
+    assert status == 0, errors
+    assert said.splitlines()[1].startswith("monday,ward/monday.csv,"), said
+    status, _, errors, _ = command(model, "ward", cwd=tmp_path)
+    assert status == 1 and "no WFDB header" in errors
+
+
+def test_a_reader_may_give_a_recording_or_rows(tmp_path, model, ecg):
+    readers = {".one": lambda path: Recording("x", ecg, 500), ".rows": lambda path: ecg}
+    try:
+        READERS.update(readers)
+        found = list(predictions(model, ["a.one", "b.rows", ecg], fs=500, cpu=True))
+    finally:
+        for suffix in readers:
+            del READERS[suffix]
+    assert [p.name for p in found] == ["a", "b", "array-2"]
+    assert all((p.prob == found[2].prob).all() for p in found)

@@ -138,7 +138,7 @@ def check_pretraining_and_thresholds(folder):
     assert (
         set(paper["thresholds"]) <= {0.1, 0.2, 0.3, 0.4, 0.5}
         and paper["optimistic"] is True
-        and paper["best_by"] == "auprc"
+        and paper["choice"]["best_by"] == "auprc"
     )
     _, gate = load_classifier(
         folder / "models" / "gate-fold0" / "model"

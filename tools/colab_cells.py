@@ -10,7 +10,6 @@ installing cell is never run here, so saved outputs that were fresh stay fresh: 
 is renewed.
 """
 
-import re
 import sys
 from configparser import ConfigParser
 from pathlib import Path
