@@ -22,7 +22,14 @@ from scipy.special import expit, logit
 
 from . import EcgmmError
 from .labels import Labels
-from .metrics import Predictions, challenge_score, challenge_terms, f_scores, macro
+from ecgmm.metrics import (
+    Predictions,
+    challenge_score,
+    challenge_terms,
+    f_scores,
+    macro,
+    usual_goal,
+)
 from .settings import ChoiceSettings, as_dict
 
 # %% ../nbs/50_thresholds.ipynb #3d63eee2
@@ -214,7 +221,7 @@ def goal_name(
 ) -> str:  # a name in `GOALS`
     "What `auto` stands for with these labels."
     if goal == "auto":
-        return "f_measure" if labels.reward is None else "challenge"
+        return usual_goal(labels)
     if goal not in GOALS:
         raise EcgmmError(f"the goal must be auto or one of {', '.join(GOALS)}, got {goal!r}")
     return goal
