@@ -176,9 +176,8 @@ def standard_arms(
     "The models of the paper and ours, from scratch and from pre-trained encoders."
     if wrong := [m for m in models if m not in MODELS]:
         raise EcgmmError(f"models must be among {', '.join(MODELS)}; got {wrong[0]!r}")
-    arms = []
+    arms, own = [], dict(epochs=pretrain_epochs, batch_size=pretrain_batch_size)
     for name in pretraining:
-        own = dict(epochs=pretrain_epochs, batch_size=pretrain_batch_size)
         encoders = {m: pretraining_of(name, (m,), size, **own) for m in MODALITIES}
         for model in models:
             if model == "average":
