@@ -347,7 +347,7 @@ class Arm:
     name: str  # of the model, as it stands in the tables
     classifier: ClassifierSettings = ClassifierSettings()
     pretrain: tuple[PretrainSettings, ...] = ()  # one for each branch; none: from scratch
-    way: Literal["finetune", "linear", "knn"] = "finetune"  # training, or a probe
+    way: str = "finetune"  # finetune, or a probe on frozen features: linear or knn
     mean_of: tuple[str, ...] = ()  # arms whose probabilities are averaged; nothing is trained then
     shown: bool = True  # False: not in the table, only averaged by another arm
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,9 @@ from .store import Store
 
 # %% ../nbs/55_study.ipynb #175ed35b
 MODALITIES = ("signal", "spectrogram")
-FUSIONS = {  # model -> fields of its settings: no gate; the paper's gate; a gate that decides late
+FUSIONS: dict[
+    str, dict[str, Any]
+] = {  # model -> fields of its settings: no gate; the paper's gate; a gate that decides late
     "concat": dict(join="concat"),
     "gate": dict(join="gate"),
     "balanced": dict(join="gate", branch_heads=True, gate_lr_scale=0.03),
@@ -396,11 +399,11 @@ def judge_run(
 def read_judged(
     folder: str | Path,  # of a judgement
     protocol: str = "held-out",  # or "paper"
-) -> dict[str, np.ndarray] | None:  # "rows", "y", "prob", "decided"; None: not judged by this one
+) -> dict[str, np.ndarray]:  # "rows", "y", "prob", "decided"; {} where it was not judged so
     "The test recordings of a judgement, with probabilities and decisions."
     with np.load(Path(folder) / "decisions.npz", allow_pickle=False) as saved:
         if f"{protocol}/prob" not in saved:
-            return None
+            return {}
         own = {name: saved[f"{protocol}/{name}"] for name in ("prob", "decided")}
         return dict(rows=saved["rows"], y=saved["y"]) | own
 
@@ -410,7 +413,7 @@ def _scores(judged, labels):
     row = {}
     for protocol, prefix in (("held-out", ""), ("paper", "paper_")):
         d = read_judged(judged, protocol)
-        values = {} if d is None else report(d["y"], d["prob"], d["decided"], labels=labels)
+        values = report(d["y"], d["prob"], d["decided"], labels=labels) if d else {}
         row |= {f"{prefix}{name}": values.get(name, np.nan) for name in METRICS}
     d = read_judged(judged)
     ranked = per_class(d["y"], d["prob"])
@@ -648,7 +651,7 @@ def pooled(
             f"a model and pre-training of this study are needed, got {model} and {pretraining}"
         )
     parts = [read_judged(Path(out) / name, protocol) for name in table["judgement"]]
-    parts = [p for p in parts if p is not None]
+    parts = [p for p in parts if p]
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 # %% ../nbs/55_study.ipynb #348bb6ed
@@ -935,8 +938,10 @@ def ecgmm_compare(
         epochs=options.epochs,
         pretrain_epochs=options.pretrain_epochs,
     )
-    out, common = options.out, dict(unlabelled=others, cpu=options.cpu)
-    scores = reproduce(store, out, arms, options.settings, part=part, **common)
+    out = options.out
+    scores = reproduce(
+        store, out, arms, options.settings, unlabelled=others, part=part, cpu=options.cpu
+    )
     if part[1] > 1:
         return print(f"part {options.part} is done; a call without --part gathers all parts")
     answers = gather_answers(out, scores)
