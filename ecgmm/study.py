@@ -430,7 +430,8 @@ def _interval(judged):
 def _row(work, job, run, seconds):
     "Judge a run: its row in the table."
     choice = work.settings.choice
-    judged = judge_run(work.out, run, f"{job.arm.way}-{job.place()}", choice)
+    kind = run.name.partition("-")[0]
+    judged = judge_run(work.out, run, f"{kind}-{job.place()}", choice)
     trained = read_marker(run).get("kind") == "classifier"
     model = chosen_files(run, choice.best_by)[0] if trained else None
     fold = job.split.options.get("fold")
