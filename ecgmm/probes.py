@@ -88,7 +88,10 @@ def knn_probabilities(
                 for part in np.array_split(h, len(h) // 1024 + 1)
             ]
         )  # the table of cosines stays small
-    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
+
+    def unit(a):
+        return a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
+
     cosine = unit(h) @ unit(h_train).T
     nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
     weight = np.take_along_axis(cosine, nearest, 1).clip(1e-6)

@@ -101,7 +101,7 @@ def python_with_requirements(version):
         "accelerate, safetensors, tqdm, fastcore, psutil, tyro; "
         "print(sysconfig.get_path('purelib'))"
     )
-    done = subprocess.succeed(
+    done = subprocess.run(
         [python, "-c", probe],
         capture_output=True,
         text=True,
