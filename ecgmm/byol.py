@@ -49,7 +49,10 @@ class BYOL(nn.Module):
         self.front, self.settings = front, settings
         self.views = pair_of_views(settings.views, front.modality, views)
         hidden, dim = settings.hidden, settings.dim
-        self.encoder, self.projector = encoder, mlp(cast(int, encoder.n_out), hidden, dim, norm=True)
+        self.encoder, self.projector = (
+            encoder,
+            mlp(cast(int, encoder.n_out), hidden, dim, norm=True),
+        )
         self.predictor = mlp(dim, hidden, dim, norm=True)
         self.target = nn.ModuleDict(
             {"encoder": copy.deepcopy(self.encoder), "projector": copy.deepcopy(self.projector)}

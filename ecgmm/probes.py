@@ -121,7 +121,7 @@ def linear_probabilities(
 def tsne_map(
     h: np.ndarray,  # (N, D) features
     seed: int = 0,  # of the layout
-) -> np.ndarray:  # (N, 2): a map in which neighbours stay neighbours; its axes and its distances between far points mean nothing
+) -> np.ndarray:  # (N, 2): neighbours stay neighbours; axes and far distances mean nothing
     "t-SNE of the directions of features."
     if len(h) < 4:
         raise EcgmmError(f"a map needs at least four recordings, got {len(h)}")

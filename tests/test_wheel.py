@@ -98,7 +98,7 @@ def python_with_requirements(version):
         return None, f"no python{version} on PATH"
     probe = (
         "import sysconfig, torch, numpy, scipy, pandas, matplotlib, sklearn, wfdb, iterstrat, "
-        "accelerate, safetensors, tqdm, fastcore, psutil, tyro; "
+        "accelerate, safetensors, tqdm, psutil, tyro; "
         "print(sysconfig.get_path('purelib'))"
     )
     done = subprocess.run(
