@@ -8,6 +8,7 @@ __all__ = ['byol_loss', 'BYOL']
 # %% ../nbs/21_byol.ipynb #7a01612e
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -48,7 +49,10 @@ class BYOL(nn.Module):
         self.front, self.settings = front, settings
         self.views = pair_of_views(settings.views, front.modality, views)
         hidden, dim = settings.hidden, settings.dim
-        self.encoder, self.projector = encoder, mlp(encoder.n_out, hidden, dim, norm=True)
+        self.encoder, self.projector = (
+            encoder,
+            mlp(cast(int, encoder.n_out), hidden, dim, norm=True),
+        )
         self.predictor = mlp(dim, hidden, dim, norm=True)
         self.target = nn.ModuleDict(
             {"encoder": copy.deepcopy(self.encoder), "projector": copy.deepcopy(self.projector)}

@@ -110,7 +110,7 @@ def teacher_metrics(
     centre: torch.Tensor,  # (K,)
     temp: float,  # the teacher's temperature
 ) -> dict[str, torch.Tensor]:  # "teacher_entropy", "assignment_entropy": 0 to 1; "centre_norm"
-    "Two ways to collapse: each distribution uniform (1 and 1), or all of them one prototype (0, 0)."
+    "Two ways to collapse: all distributions uniform (1 and 1), or all one prototype (0 and 0)."
     prob = ((teacher.detach().float() - centre) / temp).softmax(-1).flatten(0, 1)
     largest = math.log(teacher.shape[-1])
     return {

@@ -88,7 +88,10 @@ def knn_probabilities(
                 for part in np.array_split(h, len(h) // 1024 + 1)
             ]
         )  # the table of cosines stays small
-    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
+
+    def unit(a):
+        return a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
+
     cosine = unit(h) @ unit(h_train).T
     nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
     weight = np.take_along_axis(cosine, nearest, 1).clip(1e-6)
@@ -118,7 +121,7 @@ def linear_probabilities(
 def tsne_map(
     h: np.ndarray,  # (N, D) features
     seed: int = 0,  # of the layout
-) -> np.ndarray:  # (N, 2): a map in which neighbours stay neighbours; its axes and its distances between far points mean nothing
+) -> np.ndarray:  # (N, 2): neighbours stay neighbours; axes and far distances mean nothing
     "t-SNE of the directions of features."
     if len(h) < 4:
         raise EcgmmError(f"a map needs at least four recordings, got {len(h)}")

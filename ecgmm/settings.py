@@ -680,8 +680,8 @@ def _read_config(path):
     identity, result = content.get("identity", {}), content.get("result", {})
     if identity.get("encoders") and not result.get("settings"):
         raise EcgmmError(
-            f"--config {path}: this run is not finished, so the folders of its pre-trained encoders "
-            "are not noted: finish it first"
+            f"--config {path}: this run is not finished, so the folders of its pre-trained "
+            "encoders are not noted: finish it first"
         )
     settings = (
         result.get("settings") or identity.get("settings") or content.get("settings", content)

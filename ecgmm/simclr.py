@@ -7,6 +7,7 @@ __all__ = ['gather_with_gradient', 'directions', 'similarities', 'nt_xent', 'pai
 
 # %% ../nbs/20_simclr.ipynb #fd9e57f5
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import distributed as dist
@@ -144,7 +145,7 @@ class SimCLR(nn.Module):
         super().__init__()
         self.front, self.encoder, self.settings = front, encoder, settings
         self.views = pair_of_views(settings.views, front.modality, views)
-        self.projector = mlp(encoder.n_out, settings.hidden, settings.dim)
+        self.projector = mlp(cast(int, encoder.n_out), settings.hidden, settings.dim)
 
     def loss(
         self,

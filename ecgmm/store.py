@@ -10,7 +10,6 @@ __all__ = ['prepare_samples', 'prepare_recording', 'find_recordings', 'Store', '
 import hashlib
 import html
 import json
-import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -563,24 +562,25 @@ class Store:
 
     def split(
         self,
-        k: int | str | None = None,  # a fold as a number or a source as text; else name it:
-        *,
         fold: int | None = None,  # the test fold, 0 to n_folds - 1
+        *,
         source: str | None = None,  # the source to test on
     ) -> Split:
         "Which recordings are trained on, chosen with and tested on."
-        if isinstance(k, str):
-            source = k
-        elif k is not None:
-            fold = k
         if fold is not None and source is None:
-            return self._split_by_fold(operator.index(fold))
+            return self._split_by_fold(fold)
         if source is not None and fold is None:
             return self._split_by_source(source)
         raise EcgmmError(f"one fold or one source is needed, got {fold!r} and {source!r}")
 
     def _split_by_fold(self, fold):
         n_folds = self.meta["n_folds"]
+        if not isinstance(fold, (int, np.integer)):
+            raise EcgmmError(
+                f"fold must be a number from 0 to {n_folds - 1}, got {fold!r}; "
+                "a source is left out with source="
+            )
+        fold = int(fold)
         role = roles(self.folds, fold, n_folds)
         return self._split(f"fold {fold}", role, test=fold, tune=(fold + 1) % n_folds)
 

@@ -1057,7 +1057,8 @@ def ecgmm_synthesize(
     counts = table["classes"].explode().value_counts().reindex(ABBREVIATIONS, fill_value=0)
     sources, minutes = table["source"].nunique(), table["seconds"].sum() / 60
     print(
-        f"{len(table)} recordings of {sources} sources under {options.out}, {minutes:.0f} min of ECG"
+        f"{len(table)} recordings of {sources} sources under {options.out}, "
+        f"{minutes:.0f} min of ECG"
     )
     print("recordings per class: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
     print(f"next: ecgmm_prepare --data {options.out} --store store")

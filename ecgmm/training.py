@@ -163,7 +163,7 @@ def _json_line(entry: dict) -> str:
 
 # %% ../nbs/11_training.ipynb #7b67a424
 class Checkpoint:
-    "What a stopped run needs to go on: weights, AdamW's moments, history, and the best weights so far."
+    "What a stopped run needs to go on: weights, AdamW's moments, history, best weights so far."
 
     def __init__(
         self,
@@ -321,7 +321,7 @@ def _call(method: nn.Module, hook: str, step: int, n_steps: int) -> None:
 
 
 def _loss(model: nn.Module, batch: dict, rng: torch.Generator):
-    "Loss and metrics of a batch; a batch of one, which batch norm refuses, is the caller's mistake."
+    "Loss and metrics of a batch; a batch of one, which batch norm refuses, is an error."
     try:
         return model(batch, rng)
     except ValueError as e:

@@ -293,8 +293,8 @@ def test_listings_have_an_end_and_are_not_gone_on_with(tmp_path, server):
 
 # listings
 
-OUTSIDE = ("../../.bashrc", "/etc/passwd", "training/../../x", "training\\x", "C:/x")
-OUTSIDE += ("training//x", "training/x/.", "a\tb")
+OUTSIDE = ["../../.bashrc", "/etc/passwd", "training/../../x", "training\\x", "C:/x"]
+OUTSIDE += ["training//x", "training/x/.", "a\tb"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -35,7 +35,7 @@ PROGRAMS = {  # called by make, hooks or tests, and imported nowhere
     "codespell": "codespell",
     "build": "-m build",
 }
-BOUNDS = {"fastcore", "ghapi"}  # held back for nbdev; fastcore is a requirement as well
+BOUNDS = {"ghapi"}  # held back for nbdev
 
 
 def imported(source):

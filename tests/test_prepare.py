@@ -21,7 +21,7 @@ from ecgmm.data import LEADS, Recording, read_recording, write_recording
 from ecgmm.folds import read_patients, table_digests
 from ecgmm.labels import Label, Labels
 from ecgmm.runs import fingerprint
-from ecgmm.settings import PrepareSettings
+from ecgmm.settings import PrepareOptions, PrepareSettings
 from ecgmm.store import (
     Store,
     _code,
@@ -94,9 +94,7 @@ def pipe(path):
 def prepare_code(*words):
     "Python that runs the command with these words."
     argv = ["ecgmm_prepare", *map(str, words)]
-    return (
-        f"import sys; from ecgmm.store import ecgmm_prepare\nsys.argv = {argv!r}\necgmm_prepare()"
-    )
+    return f"import sys; from ecgmm.settings import main\nsys.argv = {argv!r}\nmain()"
 
 
 def all_flat(x):
@@ -399,7 +397,7 @@ def test_what_is_odd_but_readable_is_kept(tmp_path):
     assert r.loc["E", "missing"] > 0 and np.isfinite(store.x(4)).all()
     assert r.loc["F", "labelled"] == 0
     assert (
-        sum(len(v) for v in store.split(0).values()) == 5
+        sum(len(v) for v in store.split(fold=0).values()) == 5
         and len(store.split(fold=0).unlabelled) + len(store.split(fold=0).held_out) == 6
     )
 
@@ -672,7 +670,7 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
     with pytest.raises(EcgmmError, match="a folder for the store is needed"):
         prepare(root, "", progress=False)
     with pytest.raises(EcgmmError, match="a folder with recordings is needed"):
-        ecgmm_prepare(" , ", str(tmp_path / "store"))
+        ecgmm_prepare(PrepareOptions(data=(" ",), store=str(tmp_path / "store")))
     assert not (tmp_path / "store").exists()
 
 
@@ -776,7 +774,7 @@ def damaged(small, tmp_path):
         else:
             (spoiled / name).write_bytes(content)
         with pytest.raises(EcgmmError) as error:
-            Store(spoiled).named
+            _ = Store(spoiled).named
         text = str(error.value)
         assert message in text and str(spoiled) in text and "prepare" in text, (content, text)
         assert "\n" not in text

@@ -167,8 +167,12 @@ def test_from_pretraining_to_the_classifier(stores, tmp_path):
     further = pd.read_csv(stores / "other" / "records.csv")
     assert held_out.any() and not set(records["hash"][held_out]) & set(seen["hash"])
     assert len(seen) == len(records) - held_out.sum() + len(further)
+    classify_with(folder, stores / "store", tmp_path)
 
-    tune = ["ecgmm_finetune", "--store", stores / "store", "--branches", f"spectrogram@{folder}"]
+
+def classify_with(folder, store, tmp_path):
+    "Classifiers that start from the encoder in a folder; then the encoder is damaged."
+    tune = ["ecgmm_finetune", "--store", store, "--branches", f"spectrogram@{folder}"]
     tune += ["--epochs", 2, "--freeze_epochs", 1, "--cpu"]
     run(*tune, "--fold", 3, "--out", "tuned", cwd=tmp_path)
     config = json.loads((tmp_path / "tuned" / "model" / "config.json").read_text())

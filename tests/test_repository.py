@@ -242,8 +242,8 @@ def floor_of(paths):
 
 def upward_imports(path, floors):
     "What a notebook imports from itself, from a later one, or from a module that none makes."
-    if not path.name[:2].isdigit():
-        return []  # the index stands above the house
+    if path.stem not in floors.values():
+        return []  # it makes no module and only uses the package
     code = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     return sorted(
         f"{path.stem} imports {m}"
@@ -282,6 +282,13 @@ def test_an_upward_import_is_found(tmp_path, line):
     assert floors["upstairs"] == "07_upstairs" and len(upward_imports(book, floors)) == 1
     nbformat.write(nbformat.v4.new_notebook(cells=cells[:2]), book)
     assert upward_imports(book, floors) == []
+
+
+def test_a_notebook_that_makes_no_module_imports_what_it_likes(tmp_path):
+    book = tmp_path / "07_tour.ipynb"
+    cells = [nbformat.v4.new_code_cell("from ecgmm.models import x")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), book)
+    assert upward_imports(book, {"models": "10_models", **floor_of([book])}) == []
 
 
 # ---- the code

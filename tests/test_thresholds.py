@@ -22,7 +22,14 @@ from ecgmm.judgement import (
 )
 from ecgmm.labels import Labels
 from ecgmm.metrics import save_predictions
-from ecgmm.settings import Branch, ChoiceSettings, ClassifierSettings, TrainSettings, main
+from ecgmm.settings import (
+    Branch,
+    ChoiceSettings,
+    ClassifierSettings,
+    TrainSettings,
+    from_dict,
+    main,
+)
 from ecgmm.store import prepare
 from ecgmm.synthetic import synthesize
 from ecgmm.thresholds import (
@@ -73,7 +80,7 @@ def test_nothing_known_of_a_class():
 
 @pytest.mark.parametrize("kind", ["temperature", "isotonic"])
 def test_few_or_separated_recordings(kind):
-    "A class with fewer than five positives stays as it is; a separated one gets no temperature of 0."
+    "A class with fewer than five positives stays as it is; no temperature falls to 0."
     y, prob = np.zeros((20, 24), np.uint8), np.full((20, 24), 0.4)
     y[:10], prob[:10] = 1, 0.6
     y[:, 0] = np.arange(20) < 4
@@ -101,7 +108,7 @@ def test_few_or_separated_recordings(kind):
             "more than the normal class",
         ),
         (
-            lambda: coordinate_ascent(ChallengeGoal(TUNE), TUNE.prob, [0.1, 0.2]),
+            lambda: coordinate_ascent(ChallengeGoal(TUNE), TUNE.prob, np.array([0.1, 0.2])),
             "24 finite thresholds are needed to start with",
         ),
         (lambda: fit_calibration(TUNE, "platt"), "temperature, isotonic, none, got 'platt'"),
@@ -122,7 +129,7 @@ def test_few_or_separated_recordings(kind):
         ),
         (lambda: reliability(TUNE, 0, 0), "at least one bin"),
         (lambda: judge({"tune": TUNE, "test": TUNE}), "in tune and in test"),
-        (lambda: ChoiceSettings(protocol="leaky"), "protocol"),
+        (lambda: from_dict(ChoiceSettings, {"protocol": "leaky"}), "protocol"),
         (lambda: ChoiceSettings(best_by="f1"), "best_by"),
     ],
 )

@@ -98,10 +98,10 @@ def python_with_requirements(version):
         return None, f"no python{version} on PATH"
     probe = (
         "import sysconfig, torch, numpy, scipy, pandas, matplotlib, sklearn, wfdb, iterstrat, "
-        "accelerate, safetensors, tqdm, fastcore, psutil, tyro; "
+        "accelerate, safetensors, tqdm, psutil, tyro; "
         "print(sysconfig.get_path('purelib'))"
     )
-    done = subprocess.succeed(
+    done = subprocess.run(
         [python, "-c", probe],
         capture_output=True,
         text=True,

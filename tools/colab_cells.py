@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ID = "colab"  # both cells' ids start with it
 INSTALL = """#| hide
 #| eval: false
-import os, subprocess, sys
+import os, sys
 
 
 def _run(*words):
+    import subprocess
+
     out = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return subprocess.run(words, text=True, **out)
 

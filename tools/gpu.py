@@ -123,35 +123,39 @@ def finite(history):
 def train_method(work, method, modality, precision):
     "Pre-training of two epochs; recordings per second in the second one."
     from ecgmm.pretrain import pretrain
+    from ecgmm.settings import METHODS, Branch, PretrainSettings, TrainSettings
 
-    size = work.size
+    size, split = work.size, work.store.split(fold=0)
     options = {"n_prototypes": size["prototypes"]} if method == "dino" else {}
-    history = pretrain(
-        work.store,
-        work.folder / f"{method}-{modality}-{precision}",
-        method=method,
-        modality=modality,
-        encoder=size[modality],
+    training = TrainSettings(
         epochs=2,
         batch_size=size["recordings"],
         windows_per_recording=size["windows_per_recording"],
-        options=options,
-        probe_every=0,
+        lr=2e-3,
+        weight_decay=1e-3,
         precision=precision,
+    )
+    settings = PretrainSettings(
+        METHODS[method].settings(**options),
+        Branch(modality, size[modality]),
+        probe_every=0,
+        train=training,
+    )
+    history = pretrain(
+        work.store,
+        work.folder / f"{method}-{modality}-{precision}",
+        settings,
+        split=split,
         cpu=work.cpu,
         progress=False,
     )
-    rows = (
-        len(work.store.split(0).unlabelled)
-        * size["windows_per_recording"]
-        // size["recordings"]
-        * size["recordings"]
-    )
+    windows = len(split.unlabelled) * size["windows_per_recording"]
+    rows = windows // size["recordings"] * size["recordings"]
     return finite(history) | {"recordings per second": rows / history[-1]["seconds"]}
 
 
 def speed(work, history):
-    size, rows = work.size, len(work.store.split(0)["train"])
+    size, rows = work.size, len(work.store.split(fold=0)["train"])
     return {
         "windows per second": rows
         * size["windows_per_recording"]
@@ -198,7 +202,7 @@ def fresh(work, modality):
     from ecgmm.models import Classifier
     from ecgmm.windows import Batches, Windows
 
-    rows = work.store.split(0)["train"]
+    rows = work.store.split(fold=0)["train"]
     batches = Batches(
         Windows(work.store, rows, device=work.device),
         work.store.y[rows],

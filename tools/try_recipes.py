@@ -135,7 +135,7 @@ def main():
     precision, out = "bf16" if a.modality == "signal" else "no", {}
     for fold in map(int, a.folds.split(",")):
         torch.manual_seed(a.seed)
-        rows = store.split(fold)
+        rows = store.split(fold=fold)
         windows, y = (
             {r: Windows(store, v) for r, v in rows.items()},
             {r: store.y[v] for r, v in rows.items()},
@@ -144,14 +144,14 @@ def main():
         known = {1.0: known, 0.2: known[: round(0.2 * len(known))]}
         backbone = Backbone.from_config(config)
         train = Batches(
-            Windows([store, *others], allowed_rows(store, fold, others)),
+            Windows([store, *others], allowed_rows(store, rows, others)),
             batch_size=a.batch,
             windows_per_recording=1,
             n_windows=a.windows,
         )
         backbone.front.fit(b["x"].reshape(-1, *b["x"].shape[-2:]) for b in train.epoch(0))
         if not a.scratch:
-            views = VIEWS[a.views]
+            views = VIEWS[a.views](a.modality)
             if a.method == "simclr":
                 method = SimCLR(
                     backbone.front,
