@@ -249,7 +249,7 @@ def classifier_config(
     store: Store,  # whose labels the classifier predicts
     settings: ClassifierSettings,
     starts: Sequence[BranchStart],  # of its branches
-) -> dict:  # plain JSON, for `Classifier.from_config` and the model folder
+) -> dict:  # plain JSON, for `from_config` of a `Classifier` and the model folder
     "What a classifier is made of."
     config = dict(
         branches=[start.config for start in starts],

@@ -321,8 +321,8 @@ def _finite_state(model, where):
 def save_model(
     folder: str | Path,  # where
     model: nn.Module,  # all its tensors are written, the statistics of its front ends among them
-    # as for `Classifier.from_config` with its "labels" (or "modality" and "encoder" as for
-    # `Backbone.from_config`), "window" in samples (250), and whatever is worth knowing later, JSON
+    # as a `Classifier` takes it with its "labels" (or "modality" and "encoder" as a `Backbone`
+    # takes them), "window" in samples (250), and whatever is worth knowing later, JSON
     config: dict,
     *,
     overwrite: bool = False,  # replace another model of ours (and the decision about it)
@@ -555,8 +555,8 @@ def _is_our_card(readme):
 # %% ../nbs/14_folder.ipynb #14f00019
 def load_model(
     folder: str | Path,  # a folder that `save_model` wrote
-    # makes the untrained model from the config: `Backbone.from_config` for a pre-trained encoder;
-    # `Classifier.from_config` if None
+    # makes the untrained model from the config: `from_config` of `Backbone` for a pre-trained
+    # encoder; that of `Classifier` if None
     build: Callable[[dict], nn.Module] | None = None,
     *,
     # a decision's file kept elsewhere; the folder's own, if there is one, if None

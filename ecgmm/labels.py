@@ -395,8 +395,9 @@ def code_names() -> dict[str, str]:  # code -> name: 27 codes of the 24 classes 
     labels = Labels.challenge2020()
     return {c: k.name for k in (*labels.items, *labels.others) for c in (k.code, *k.same_as)}
 
-
-CLASSES = Labels.challenge2020().items  # for modules that do not take `Labels` yet
+# %% ../nbs/01_labels.ipynb #0a0100f1
+# the default classes by name, for what is made for them alone, such as the simulator
+CLASSES = Labels.challenge2020().items
 ABBREVIATIONS = Labels.challenge2020().abbreviations
 
 # %% ../nbs/01_labels.ipynb #0a010022

@@ -384,7 +384,7 @@ class Classifier(nn.Module):
     @classmethod
     def from_config(
         cls,
-        # "branches": a list as of `Backbone.from_config`, one for each modality; and if other than
+        # "branches": a list as a `Backbone` takes it, one for each modality; and if other than
         # these "join" ("concat"), "head" ("mlp"), "branch_heads" (False), "gate_lr_scale" (1.0),
         # "dropout" (0.0), "labels" (as of `Labels.to_dict`; the Challenge's)
         config: dict,
@@ -476,7 +476,7 @@ class Classifier(nn.Module):
 
 def branch_configs(
     config: dict,  # of a classifier
-) -> dict[str, dict]:  # modality -> configuration of its branch, see `Backbone.from_config`
+) -> dict[str, dict]:  # modality -> configuration of its branch, as a `Backbone` takes it
     "The branches that a configuration lists."
     listed = config.get("branches")
     if not isinstance(listed, (list, tuple)) or not listed:

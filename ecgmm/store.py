@@ -609,7 +609,7 @@ def chosen_split(
 def as_fold(
     text: str,  # as a command gets it: "3" or "georgia"
 ) -> int | str:  # the number of a fold, or the name of a source
-    "What `Store.split` takes."
+    "What a store's `split` takes."
     text = str(text).strip()
     return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else text
 

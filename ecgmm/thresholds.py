@@ -259,7 +259,7 @@ def official_thresholds(
 
 # %% ../nbs/50_thresholds.ipynb #c52c977b
 def best_threshold(
-    values: np.ndarray,  # (c + 1,) of `Goal.along`: the first decides nothing, the last everything
+    values: np.ndarray,  # (c + 1,) of a goal's `along`, from none decided to all
     cuts: Cuts,  # of the class
 ) -> tuple[float, float]:  # the threshold, and its value
     "The best cut, the one with the fewest decisions among equals, as a threshold."

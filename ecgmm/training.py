@@ -599,7 +599,7 @@ def read_history(
 def begin_together(
     accelerator: Accelerator,  # of this process
     folder: str | Path,
-    kind: str,  # see `Run.begin`, also for the next two
+    kind: str,  # see `begin` of `Run`, also for the next two
     identity: dict,
     files: Iterable[str] = (),
     *,

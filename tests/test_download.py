@@ -277,7 +277,7 @@ def test_what_began_encrypted_stays_so(listing):
 def test_listings_have_an_end_and_are_not_gone_on_with(tmp_path, server):
     server.faults["SHA256SUMS.txt"] = ["endless"]
     with (
-        patch("ecgmm.download.MOST_LISTING", 3 << 20),
+        patch("ecgmm.download._MOST_LISTING", 3 << 20),
         refused("more than 3 MiB came, no such file is so large"),
     ):
         fetch(server.url + "SHA256SUMS.txt", tmp_path / "endless")

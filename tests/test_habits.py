@@ -58,6 +58,25 @@ def test_size(path):
         assert [f"{name}: {n}" for name, n in nodes(source).items() if n > 500] == []
 
 
+def long_lines(source):
+    "Lines above 100 columns of a module, other than those that nbdev writes into it."
+    made = re.compile(r'"""|# %% |__all__ = ')
+    kept = re.sub(r"^__all__ = \[.*?\]$", "", source, flags=re.M | re.S)
+    return [line for line in kept.splitlines() if len(line) > 100 and not made.match(line)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ecgmm").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_no_exported_line_is_long(path):
+    "`ruff format` leaves text as it is, so docstrings, comments and messages are cut by hand."
+    assert long_lines(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_long_line_is_found():
+    long = "x" * 101
+    source = f'"""{long}"""\n__all__ = ["{long}",\n "{long}"]\n# %% {long}\n# {long}\ny = 1'
+    assert long_lines(source) == [f"# {long}"]
+
+
 def test_the_size_of_a_function_is_found():
     assert nodes("def f():\n    x = 1\n\n\ndef g(): pass") == {"f": 6, "g": 3}
 

@@ -30,7 +30,8 @@ TAUGHT = {
     "20_simclr": ["nt_xent", "SimCLR"],
     "21_byol": ["byol_loss", "BYOL"],
     "22_dino": ["dino_loss", "DINOHead", "DINO"],
-    "50_thresholds": ["class_thresholds"],
+    "50_thresholds": ["best_threshold", "coordinate_ascent", "shrunk_thresholds", "calibrate"],
+    "51_judgement": ["reliability", "metric_interval", "judge"],
 }
 
 
