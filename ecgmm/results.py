@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import re
-import subprocess
+from subprocess import run as run_process
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +65,7 @@ from .windows import Windows
 # %% ../nbs/60_results.ipynb #97b709f3
 def _git(folder, *words):
     "A finished call of git in a folder."
-    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
+    return run_process(["git", "-C", str(folder), *words], capture_output=True, text=True)
 
 
 def _commit(file):
