@@ -344,11 +344,19 @@ class ChoiceSettings:
 class Arm:
     "One thing that is compared in a study."
 
-    name: str  # as it stands in the tables
+    name: str  # of the model, as it stands in the tables
     classifier: ClassifierSettings = ClassifierSettings()
-    pretrain: PretrainSettings | None = None  # for each branch; its own branch is replaced
-    way: Literal["finetune", "linear", "knn"] = "finetune"  # training, or a probe
+    pretrain: tuple[PretrainSettings, ...] = ()  # one for each branch; none: from scratch
+    way: str = "finetune"  # finetune, or a probe on frozen features: linear or knn
     mean_of: tuple[str, ...] = ()  # arms whose probabilities are averaged; nothing is trained then
+    shown: bool = True  # False: not in the table, only averaged by another arm
+
+    @property
+    def pretraining(self) -> str:
+        "The method's name; without one scratch, or random where a probe judges such an encoder."
+        if self.pretrain:
+            return method_name(self.pretrain[0].method)
+        return "scratch" if self.way == "finetune" else "random"
 
 
 @dataclass(frozen=True)

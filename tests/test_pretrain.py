@@ -372,23 +372,28 @@ def test_a_full_disk_leaves_no_model(stores, tmp_path, monkeypatch):
 
 def test_a_comparison_in_two_parts(stores, tmp_path):
     options = ["--store", stores / "store", "--unlabelled", stores / "other", "--cpu"]
-    options += ["--arms", "scratch,random,byol", "--modalities", "spectrogram", "--folds", 3]
-    options += ["--seeds", 0, "--pretrain_epochs", 1, "--epochs", 1]
+    options += ["--arms", "scratch,random,byol", "--modalities", "spectrogram"]
+    options += ["--folds", "3,4", "--seeds", 0, "--pretrain_epochs", 1, "--epochs", 1]
+    options += ["--fractions", "1,0.5"]
     table = tmp_path / "comparison" / "scores.csv"
-    said = run("ecgmm_compare", *options, "--part", "1/2", cwd=tmp_path)
-    assert "2 of 3 runs are done" in said and not table.exists()
-    said = run("ecgmm_compare", *options, "--part", "2/2", cwd=tmp_path)
-    assert "raw results" in said
-    scores = pd.read_csv(table)
-    assert set(scores["arm"]) == {"scratch", "random", "byol"}
-    assert set(scores["fraction"]) == {1.0, 0.2}
 
     def made():
         files = (tmp_path / "comparison").rglob("model.safetensors")
         return {file: file.stat().st_mtime_ns for file in files}
 
+    folds = {}  # part -> the folds of its models
+    for part in (1, 2):
+        output = run("ecgmm_compare", *options, "--part", f"{part}/2", cwd=tmp_path)
+        assert f"part {part}/2 is done" in output and not table.exists()
+        folds[part] = {fold for fold in ("fold3", "fold4") if any(fold in str(f) for f in made())}
+    assert folds == {1: {"fold3"}, 2: {"fold3", "fold4"}}
     before = made()
-    assert "test fold" not in run("ecgmm_compare", *options, cwd=tmp_path)  # all is done
-    assert made() == before
-    said = run("ecgmm_compare", *options, "--epochs", 0, cwd=tmp_path, fails=True)
-    assert "epochs must be at least 1" in said
+    assert "raw results" in run("ecgmm_compare", *options, cwd=tmp_path)
+    assert made() == before  # the parts have done all
+    scores = pd.read_csv(table)
+    assert set(scores["pretraining"]) == {"scratch", "random", "byol"}
+    assert set(scores["way"]) == {"finetune", "linear", "knn"}
+    assert set(scores["fraction"]) == {1.0, 0.5} and set(scores["fold"]) == {3, 4}
+    assert {"answers.csv", "answers.npz", "table.csv"} <= {f.name for f in table.parent.iterdir()}
+    output = run("ecgmm_compare", *options, "--epochs", 0, cwd=tmp_path, fails=True)
+    assert "epochs must be at least 1" in output
