@@ -150,6 +150,8 @@ def plot_curves(
         best = np.nanargmax(values)  # the first of equals, in both phases: the one that is kept
         axes[1].plot(best, values[best], ms=4, **style)
         labelled.add(label)
+    for ax in axes:
+        ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set(xlabel="epoch", ylabel="cross-entropy on train (nat)")
     axes[1].set(xlabel="epoch", ylabel=f"macro {METRICS[best_by].title} on tune")
     axes[1].set_title("marker: the epoch that is kept", fontsize=9)
@@ -301,7 +303,7 @@ def plot_gates(
     store: Store,  # the prepared database of the study
     weights: dict[tuple, tuple],  # of `all_gate_weights`
 ) -> Figure:
-    "The gate's weight of the signal per class: mean and middle half of the recordings that have it."
+    "The gate's weight of the signal per class: mean and middle half of its recordings."
     rows = next(iter(weights.values()))[0]
     fig, ax = _class_axes(store.labels, store.y[rows].sum(0))
     for k, (pair, (rows, weight)) in enumerate(weights.items()):
