@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import subprocess
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -144,7 +145,7 @@ def plot_curves(
         values = history[f"tune_{best_by}"].to_numpy(dtype=float)
         style = _style(row.model, row.pretraining)
         dash = "-" if row.pretraining == "scratch" else "--"
-        line = dict(color=style["color"], ls=dash, lw=1, alpha=0.75)
+        line = dict(color=style["color"], ls=dash, lw=1, alpha=0.75, marker=".", ms=3)
         axes[0].plot(history["loss"], label="" if label in labelled else label, **line)
         axes[1].plot(values, **line)
         best = np.nanargmax(values)  # the first of equals, in both phases: the one that is kept
@@ -554,6 +555,7 @@ def _examples_section(study, n=4):
             continue
         found = " ".join(names[result.decided]) or "none"
         title = f"{store.records['path'].iloc[i]}    true: {truth}    predicted: {found}"
+        title = textwrap.fill(title, 130, replace_whitespace=False)
         parts.append(_picture(plot_prediction(result, title=title), _about(row)))
     return "".join(parts)
 
