@@ -66,7 +66,7 @@ from .windows import Windows
 # %% ../nbs/60_results.ipynb #97b709f3
 def _git(folder, *words):
     "A finished call of git in a folder."
-    return run_process(["git", "-C", str(folder), *words], capture_output=True, text=True)
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
 
 
 def _commit(file):
