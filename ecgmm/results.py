@@ -14,7 +14,8 @@ import json
 import os
 import platform
 import re
-from subprocess import run as run_process
+import subprocess
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +66,7 @@ from .windows import Windows
 # %% ../nbs/60_results.ipynb #97b709f3
 def _git(folder, *words):
     "A finished call of git in a folder."
-    return run_process(["git", "-C", str(folder), *words], capture_output=True, text=True)
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
 
 
 def _commit(file):
@@ -144,12 +145,14 @@ def plot_curves(
         values = history[f"tune_{best_by}"].to_numpy(dtype=float)
         style = _style(row.model, row.pretraining)
         dash = "-" if row.pretraining == "scratch" else "--"
-        line = dict(color=style["color"], ls=dash, lw=1, alpha=0.75)
+        line = dict(color=style["color"], ls=dash, lw=1, alpha=0.75, marker=".", ms=3)
         axes[0].plot(history["loss"], label="" if label in labelled else label, **line)
         axes[1].plot(values, **line)
         best = np.nanargmax(values)  # the first of equals, in both phases: the one that is kept
         axes[1].plot(best, values[best], ms=4, **style)
         labelled.add(label)
+    for ax in axes:
+        ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set(xlabel="epoch", ylabel="cross-entropy on train (nat)")
     axes[1].set(xlabel="epoch", ylabel=f"macro {METRICS[best_by].title} on tune")
     axes[1].set_title("marker: the epoch that is kept", fontsize=9)
@@ -301,7 +304,7 @@ def plot_gates(
     store: Store,  # the prepared database of the study
     weights: dict[tuple, tuple],  # of `all_gate_weights`
 ) -> Figure:
-    "The gate's weight of the signal per class: mean and middle half of the recordings that have it."
+    "The gate's weight of the signal per class: mean and middle half of its recordings."
     rows = next(iter(weights.values()))[0]
     fig, ax = _class_axes(store.labels, store.y[rows].sum(0))
     for k, (pair, (rows, weight)) in enumerate(weights.items()):
@@ -552,6 +555,7 @@ def _examples_section(study, n=4):
             continue
         found = " ".join(names[result.decided]) or "none"
         title = f"{store.records['path'].iloc[i]}    true: {truth}    predicted: {found}"
+        title = textwrap.fill(title, 130, replace_whitespace=False)
         parts.append(_picture(plot_prediction(result, title=title), _about(row)))
     return "".join(parts)
 

@@ -27,7 +27,6 @@ from ecgmm.store import (
     _code,
     _plain,
     _read_input,
-    as_fold,
     ecgmm_prepare,
     find_recordings,
     prepare,
@@ -738,12 +737,6 @@ def test_one_rule_says_whose_fault_an_error_is(tmp_path, number):
         else:
             with pytest.raises(OSError):
                 _read_input(tmp_path, {}, tmp_path / "A.hea")
-
-
-def test_the_name_of_a_fold_or_source():
-    texts = ["3", " 10", "ptb-xl", 4, "\u00b2", "\u2163", "\u0663", "-1", "1.0", "", "9" * 5000]
-    folds = [3, 10, "ptb-xl", 4, "\u00b2", "\u2163", "\u0663", "-1", "1.0", "", "9" * 5000]
-    assert [as_fold(t) for t in texts] == folds  # what is no plain number is a name
 
 
 def test_names_of_strangers_are_text_in_the_card():

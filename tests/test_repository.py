@@ -19,6 +19,7 @@ from patience import HANG
 from run_cells import code_cells, directives
 
 from ecgmm.settings import COMMANDS
+from ecgmm.study import AnswerTable
 
 
 # ---- notebooks and what is made from them
@@ -645,3 +646,14 @@ print(sorted({"torch", "scipy", "pandas", "sklearn", "wfdb", "matplotlib"} & set
 def test_help_imports_nothing_heavy():
     status, output = run(sys.executable, "-c", LIGHT)
     assert status == 0 and output.splitlines()[-1] == "[]", output
+
+
+def test_raw_results_have_the_columns_of_today():
+    "One reader serves results of every age: their columns were renamed, not their values."
+    folder = ROOT / "ecgmm" / "raw_results"
+    heads = {f.name: f.read_text().partition("\n")[0].split(",") for f in folder.glob("*.csv")}
+    assert [name for name, head in heads.items() if "arm" in head] == []
+    for file in sorted(folder.glob("*-real.npz")):
+        answers = AnswerTable.load(file.with_suffix(""))
+        assert {"model", "pretraining", "fold", "seed", "auroc_3"} <= set(answers.scores)
+        assert set(answers.scores["fold"]) == set(answers.y)
