@@ -44,6 +44,7 @@ from .runs import progress as progress_bar
 from .settings import MODELS, DemoOptions, StudyOptions, StudySettings, as_dict
 from .store import Store, prepare, source_table
 from ecgmm.study import (
+    arm_columns,
     class_scores,
     gather_answers,
     left_out,
@@ -177,7 +178,8 @@ def plot_protocols(
     metrics: Sequence[str] | None = None,  # names in `METRICS`; the three main ones if None
 ) -> Figure:
     "Means over runs with their standard deviation by both protocols, a panel per metric."
-    groups = dict(list(numbered(scores).groupby(["model", "pretraining"], sort=False)))
+    table = numbered(scores)
+    groups = dict(list(table.groupby(arm_columns(table), sort=False)))
     metrics = metrics or _headline(scores)
     size = (2.2 * len(metrics) + 1.6, 0.28 * len(groups) + 1.3)
     fig, axes = plt.subplots(
@@ -192,7 +194,7 @@ def plot_protocols(
             style = dict(fmt="o", ms=4, lw=1, color=colour, label=words)
             ax.errorbar(mean, at + shift, xerr=sd, **style)
         ax.set(xlabel=METRICS[name].title, yticks=at)
-        ax.set_yticklabels([", ".join(key) for key in groups])
+        ax.set_yticklabels([", ".join(map(str, key)) for key in groups])
     axes[0, 0].invert_yaxis()
     handles = axes[0, 0].get_legend_handles_labels()
     fig.legend(*handles, fontsize=8, loc="outside upper center", ncols=2)
@@ -270,9 +272,10 @@ def gate_weights(
 
 
 def _gated(out, scores):
-    "The rows of numbered folds and the first seed whose model has a gate."
+    "The rows of numbered folds, the first seed and the first share of labels, with a gate."
     table = trained_runs(numbered(scores))
-    table = table[table["seed"] == scores["seed"].iloc[0]]
+    for column in ("seed", "fraction"):
+        table = table[table[column] == scores[column].iloc[0]]
     joins = [read_config(Path(out) / name)["join"] for name in table["model_folder"]]
     return table[np.array(joins, dtype=object) == "gate"]
 

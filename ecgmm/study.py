@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'FUSIONS', 'SIZES', 'STUDY_FILES', 'pretraining_of', 'standard_arms', 'comparison_arms', 'judge_run',
-           'read_judged', 'one_process', 'reproduce', 'study_run', 'read_scores', 'numbered', 'summary', 'optimism',
-           'pooled', 'source_scores', 'class_scores', 'left_out', 'search_scores', 'published', 'AnswerTable',
-           'gather_answers', 'differences', 'plot_differences', 'results_file', 'study_part', 'ecgmm_compare']
+           'read_judged', 'one_process', 'reproduce', 'study_run', 'read_scores', 'numbered', 'arm_columns',
+           'shown_metrics', 'summary', 'optimism', 'pooled', 'source_scores', 'class_scores', 'left_out',
+           'search_scores', 'published', 'AnswerTable', 'gather_answers', 'differences', 'plot_differences',
+           'results_file', 'study_part', 'ecgmm_compare']
 
 # %% ../nbs/55_study.ipynb #0167e40c
 import os
@@ -57,6 +58,7 @@ from ecgmm.settings import (
     as_dict,
     method_name,
 )
+from .spectrogram import FRONTS, look_up
 from .store import Store
 
 # %% ../nbs/55_study.ipynb #175ed35b
@@ -142,25 +144,31 @@ def pretraining_of(
     "How the branches of an arm are pre-trained."
     if name == "scratch":
         return ()
-    recipe = SIZES[size]
+    recipe = look_up(SIZES, size, "size")
     return tuple(
         PretrainSettings(
             _method_settings(name, m),
-            Branch(m, recipe.encoder[m]),
+            _branch(recipe, m),
             probe_every=0,
-            train=_changed(recipe.pretrain[m], epochs=epochs, batch_size=batch_size),
+            train=_changed(recipe.pretrain.get(m, _PRETRAIN), epochs=epochs, batch_size=batch_size),
         )
         for m in modalities
     )
 
 
+def _branch(recipe, modality):
+    "The branch of a modality; one that was registered has its usual encoder."
+    look_up(FRONTS, modality, "modality")
+    return Branch(modality, recipe.encoder.get(modality))
+
+
 def _classifier(modalities, size, **options):
     "The settings of a classifier of one size, and what is asked to be otherwise."
-    recipe = SIZES[size]
-    train = recipe.finetune[modalities[0] if len(modalities) == 1 else "fusion"]
+    recipe = look_up(SIZES, size, "size")
+    train = recipe.finetune.get(modalities[0] if len(modalities) == 1 else "fusion", _FINETUNE)
     fields = {k: options.pop(k) for k in ("join", "branch_heads", "gate_lr_scale") if k in options}
     return ClassifierSettings(
-        tuple(Branch(m, recipe.encoder[m]) for m in modalities),
+        tuple(_branch(recipe, m) for m in modalities),
         encoder_lr_scale=1.0,
         train=_changed(train, **options),
         **fields,
@@ -260,7 +268,8 @@ class _Job:
         "The readable part of a folder's name."
         arm, split = arm or self.arm, _key(self.split)
         share = f"-{self.fraction:g}" if self.fraction < 1 else ""
-        return f"{arm.name}-{arm.pretraining}{share}-{split}-seed{self.seed}"
+        name = f"{arm.name}-{arm.pretraining}{share}-{split}-seed{self.seed}"
+        return re.sub(r"[^\w.+-]+", "_", name)  # whatever an arm is called
 
 
 def _key(split):
@@ -303,7 +312,6 @@ def _finetune(work, job):
         branches=branches,
         fraction=job.fraction,
         paper=True,
-        best_by=work.settings.choice.best_by,
         train=replace(arm.classifier.train, seed=job.seed),
     )
     told = as_dict(settings) | dict(branches=[f.name for f in folders] or as_dict(branches))
@@ -399,13 +407,15 @@ def judge_run(
 def read_judged(
     folder: str | Path,  # of a judgement
     protocol: str = "held-out",  # or "paper"
-) -> dict[str, np.ndarray]:  # "rows", "y", "prob", "decided"; {} where it was not judged so
-    "The test recordings of a judgement, with probabilities and decisions."
+) -> dict[str, np.ndarray]:  # "rows", "y", "group", "prob", "decided"; {}: not judged so
+    "The test recordings of a judgement, with probabilities and decisions; all labels are known."
     with np.load(Path(folder) / "decisions.npz", allow_pickle=False) as saved:
         if f"{protocol}/prob" not in saved:
             return {}
-        own = {name: saved[f"{protocol}/{name}"] for name in ("prob", "decided")}
-        return dict(rows=saved["rows"], y=saved["y"]) | own
+        arrays = {name: saved[name] for name in ("rows", "y", "group")}
+        arrays |= {name: saved[f"{protocol}/{name}"] for name in ("prob", "decided")}
+        known = saved["known"].all(axis=1)
+    return {name: values[known] for name, values in arrays.items()}
 
 # %% ../nbs/55_study.ipynb #65884365
 def _scores(judged, labels):
@@ -607,30 +617,47 @@ def _mean_and_sd(values):
     return f"{values.mean():.3f}" if values.notna().any() else "-"
 
 
+def arm_columns(
+    scores: pd.DataFrame,  # of `reproduce`
+) -> list[str]:
+    "The columns that tell arms apart: also way and share of the labels where there are several."
+    varied = [c for c in ("way", "fraction") if c in scores and scores[c].nunique() > 1]
+    return ["model", "pretraining", *varied]
+
+
+def shown_metrics(
+    scores: pd.DataFrame,  # of `reproduce`
+) -> list[str]:
+    "The metrics of a table: one that is registered later stands in it after the next call."
+    return [name for name in METRICS if name in scores]
+
+
+def _per_arm(scores, cell):
+    "A row per arm, a column per metric; and the number of rows of each."
+    table = numbered(scores)
+    groups = table.groupby(arm_columns(table), sort=False)
+    rows = {key: {name: cell(g, name) for name in shown_metrics(table)} for key, g in groups}
+    return pd.DataFrame(rows).T, groups.size()
+
+
 def summary(
     scores: pd.DataFrame,  # of `reproduce`
     protocol: str = "held-out",  # or "paper", which is optimistic
-) -> pd.DataFrame:  # a row per model and pre-training: "mean ± standard deviation" over runs
+) -> pd.DataFrame:  # a row per arm, see `arm_columns`: "mean ± standard deviation" over runs
     "The table that goes into a paper: a column for each of the `METRICS`."
     if protocol not in ("held-out", "paper"):
         raise EcgmmError(f"protocol must be held-out or paper, got {protocol!r}")
     prefix = "paper_" if protocol == "paper" else ""
-    groups = numbered(scores).groupby(["model", "pretraining"], sort=False)
-    rows = {key: {name: _mean_and_sd(g[prefix + name]) for name in METRICS} for key, g in groups}
-    table = pd.DataFrame(rows).T
-    table.insert(0, "runs", groups.size())
+    table, runs = _per_arm(scores, lambda rows, name: _mean_and_sd(rows[prefix + name]))
+    table.insert(0, "runs", runs)
     return table
 
 
 def optimism(
     scores: pd.DataFrame,  # of `reproduce`
-) -> pd.DataFrame:  # a row per model and pre-training: the paper's protocol minus the held-out one
+) -> pd.DataFrame:  # a row per arm, see `arm_columns`: the paper's protocol minus the held-out one
     "The gap between the two protocols, mean over runs: a result of its own."
-    groups = numbered(scores).groupby(["model", "pretraining"], sort=False)
-    gaps = {
-        key: {name: (g[f"paper_{name}"] - g[name]).mean() for name in METRICS} for key, g in groups
-    }
-    return pd.DataFrame(gaps).T
+    return _per_arm(scores, lambda rows, name: (rows[f"paper_{name}"] - rows[name]).mean())[0]
 
 # %% ../nbs/55_study.ipynb #7088d948
 def pooled(
@@ -642,7 +669,7 @@ def pooled(
     protocol: str = "held-out",  # or "paper"
     folds: Sequence[int] | None = None,  # which; all numbered ones if None
 ) -> dict[str, np.ndarray]:  # "rows" of the store, "y", "prob", "decided" of all test recordings
-    "The judged test recordings of all folds together, of the first seed."
+    "The test recordings of all folds together, each once: of the first seed, way and share."
     table = scores[(scores["model"] == model) & (scores["pretraining"] == pretraining)]
     table = numbered(table[table["seed"] == scores["seed"].iloc[0]])
     if folds is not None:
@@ -651,6 +678,8 @@ def pooled(
         raise EcgmmError(
             f"a model and pre-training of this study are needed, got {model} and {pretraining}"
         )
+    for column in ("way", "fraction"):
+        table = table[table[column] == table[column].iloc[0]]
     parts = [read_judged(Path(out) / name, protocol) for name in table["judgement"]]
     parts = [p for p in parts if p]
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -737,8 +766,8 @@ def left_out(
     "How a model does on a source that it has never seen."
     table = scores[scores["fold"].isna()]
     table = table.assign(source=table["split"].str.removeprefix("source "))
-    groups = table.groupby(["model", "pretraining", "source"], sort=False)
-    return groups[list(METRICS)].mean().reset_index()
+    groups = table.groupby([*arm_columns(table), "source"], sort=False)
+    return groups[shown_metrics(table)].mean().reset_index()
 
 # %% ../nbs/55_study.ipynb #39d33628
 def search_scores(
@@ -750,7 +779,8 @@ def search_scores(
     for r in numbered(scores).itertuples():
         result = read_marker(Path(out) / r.judgement)["result"]
         paper = result.get("paper", {}).get("searches", {})
-        key = dict(model=r.model, pretraining=r.pretraining, fold=r.fold, seed=r.seed)
+        names = ("model", "pretraining", "way", "fraction", "fold", "seed")
+        key = {name: getattr(r, name) for name in names}
         for search, by_role in result["held-out"]["searches"].items():
             values = {role: np.nan if v is None else v for role, v in by_role.items()}
             optimistic = paper.get(search, {}).get("test")
@@ -819,9 +849,9 @@ def gather_answers(
     if table.empty:
         raise EcgmmError("numbered folds are needed, these are left-out sources alone")
     for row in table.itertuples():
-        with np.load(Path(out) / row.judgement / "decisions.npz", allow_pickle=False) as saved:
-            y[row.fold], groups[row.fold] = saved["y"], saved["group"]
-            found.append(ranks(saved["held-out/prob"]))
+        judged = read_judged(Path(out) / row.judgement)
+        y[row.fold], groups[row.fold] = judged["y"], judged["group"]
+        found.append(ranks(judged["prob"]))
     longest = max(map(len, found))
     padded = [np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in found]
     paths = ["run", "model_folder", "predictions", "judgement", "asked"]

@@ -397,3 +397,5 @@ def test_a_comparison_in_two_parts(stores, tmp_path):
     assert {"answers.csv", "answers.npz", "table.csv"} <= {f.name for f in table.parent.iterdir()}
     output = run("ecgmm_compare", *options, "--epochs", 0, cwd=tmp_path, fails=True)
     assert "epochs must be at least 1" in output
+    output = run("ecgmm_compare", *options, "--modalities", "smell", cwd=tmp_path, fails=True)
+    assert "there is no modality 'smell'" in output
