@@ -356,6 +356,8 @@ class Arm:
         "The method's name; without one scratch, or random where a probe judges such an encoder."
         if self.pretrain:
             return method_name(self.pretrain[0].method)
+        if any(branch.pretrained for branch in self.classifier.branches):
+            return "given"  # folders of encoders that were pre-trained before
         return "scratch" if self.way == "finetune" else "random"
 
 
@@ -480,12 +482,12 @@ class PrepareOptions:
 # %% ../nbs/02_settings.ipynb #a5e10018
 @dataclass(frozen=True)
 class PretrainOptions:
-    "Pre-train an encoder without labels, never on held-out recordings."
+    "Pre-train an encoder without labels, on what a split allows."
 
     store: str = "store"  # folder that ecgmm_prepare made
     out: str | None = None  # folder for the encoder; models/METHOD-MODALITY-foldN if not given
     method: str = "simclr"  # simclr, byol, dino, or a name that --import adds to METHODS
-    fold: int = 0  # test fold, 0 to 9; the next one is tune; neither is seen
+    fold: int = 0  # test fold, from 0; neither it nor the next one (tune) is seen
     test_source: str | None = None  # leave out this source instead of a fold
     unlabelled: Words = ()  # further stores to learn from
     settings: PretrainSettings = PretrainSettings()
@@ -502,7 +504,7 @@ class FinetuneOptions:
 
     store: str = "store"  # folder that ecgmm_prepare made
     out: str | None = None  # folder for the run; models/NAME-foldN if not given
-    fold: int = 0  # test fold, 0 to 9; the next one is tune
+    fold: int = 0  # test fold, from 0; the next one is tune
     test_source: str | None = None  # leave out this source instead of a fold
     settings: ClassifierSettings = ClassifierSettings()
     fractions: Numbers = ()  # several shares of the labels, one run each: a table and a curve
@@ -568,7 +570,7 @@ class StudyOptions:
     store: str = "store"  # folder that ecgmm_prepare made
     out: str = "study"  # folder for all runs, scores.csv and the report; a stopped study goes on
     models: Words = MODELS  # signal, spectrogram, average, concat, gate, balanced
-    arms: Words = ("scratch", "dino")  # scratch, and methods: simclr, byol, dino, ...
+    arms: Words = ("scratch", "dino")  # pre-trainings: scratch, simclr, byol, dino, ...
     settings: StudySettings = StudySettings()
     unlabelled: Words = ()  # further stores for pre-training
     leave_out: bool = False  # also train with each source left out, and test on it
@@ -660,9 +662,10 @@ def _import_part(path):
     file = Path(path).resolve()
     if not file.is_file():
         raise EcgmmError(f"--import {path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    name = f"ecgmm_part_{file.stem}"  # not the plain name: it may be that of another module
+    spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -686,28 +689,43 @@ def _read_config(path):
     settings = (
         result.get("settings") or identity.get("settings") or content.get("settings", content)
     )
+    if settings is content and "identity" in content:
+        raise EcgmmError(f"--config {path}: this {content.get('kind')} keeps no settings")
     return settings, identity.get("split", {})
+
+
+def _from_config(defaults, path, words):
+    "The defaults with the settings of a file in their place."
+    if not hasattr(defaults, "settings"):
+        raise EcgmmError(f"--config {path}: this command has no settings that a file could give")
+    settings, split = _read_config(path)
+    if _value(words, "--fold") is not None:
+        split = {}  # a fold that is typed stands for a source that was left out, too
+    try:
+        values = from_dict(type(defaults.settings), settings)
+    except (EcgmmError, TypeError, AttributeError) as error:
+        raise EcgmmError(
+            f"--config {path}: these are not settings of this command: {error}"
+        ) from None
+    known = {name: value for name, value in split.items() if hasattr(defaults, name)}
+    return replace(defaults, settings=values, **known)
 
 
 def _defaults(options, words):
     "An object of the options with the values that stand when nothing is typed."
     defaults = options()
-    settings, split = {}, {}
     if config := _value(words, "--config"):
-        settings, split = _read_config(config)
-        if _value(words, "--fold") is not None:
-            split = {}  # a fold that is typed stands for a source that was left out, too
-        values = from_dict(type(defaults.settings), settings)
-        defaults = replace(defaults, settings=values, **split)
-    if hasattr(defaults, "method"):
-        name = _value(words, "--method") or settings.get("method", {}).get("name", defaults.method)
-        if name not in METHODS:
-            raise EcgmmError(f"--method must be one of {', '.join(METHODS)}; got {name!r}")
-        if type(defaults.settings.method) is not METHODS[name].settings:
-            own = METHODS[name].settings()
-            defaults = replace(defaults, settings=replace(defaults.settings, method=own))
-        defaults = replace(defaults, method=name)
-    return defaults
+        defaults = _from_config(defaults, config, words)
+    if not hasattr(defaults, "method"):
+        return defaults
+    own = method_name(defaults.settings.method)
+    name = _value(words, "--method") or own
+    if name not in METHODS:
+        raise EcgmmError(f"--method must be one of {', '.join(METHODS)}; got {name!r}")
+    if name != own:
+        settings = replace(defaults.settings, method=METHODS[name].settings())
+        defaults = replace(defaults, settings=settings)
+    return replace(defaults, method=name)
 
 # %% ../nbs/02_settings.ipynb #a5e1001d
 def read_options(

@@ -492,10 +492,12 @@ def _check_arms(arms, part):
         for name in arm.mean_of:
             if (name, arm.pretraining) not in before:
                 raise EcgmmError(f"{arm.name} averages {name}: put that arm before it")
-        branches = len(arm.classifier.branches)
-        if arm.pretrain and not arm.mean_of and len(arm.pretrain) != branches:
+        branches = [b.modality for b in arm.classifier.branches]
+        encoders = [p.branch.modality for p in arm.pretrain]
+        if encoders and not arm.mean_of and encoders != branches:
             raise EcgmmError(
-                f"{arm.name}: a pre-training for each of {branches} branches is needed"
+                f"{arm.name}: a pre-training for each branch is needed, in their order: "
+                f"{', '.join(branches)}; got {', '.join(encoders)}"
             )
     if not 0 <= part[0] < part[1]:
         raise EcgmmError(f"a part from 1 to {part[1]} of {part[1]} is needed, got {part[0] + 1}")
