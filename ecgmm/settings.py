@@ -16,7 +16,9 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
+import types
 import typing
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +41,13 @@ class Branch:
     encoder: str | None = None  # a name in `ENCODERS`; the modality's usual one if None
     pretrained: str | None = None  # folder that `ecgmm_pretrain` made; None: untrained weights
 
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w-]+", self.modality):
+            raise EcgmmError(
+                f"a modality is letters, digits, - and _, got {self.modality!r}; "
+                "a branch is MODALITY, MODALITY=ENCODER or with @FOLDER"
+            )
+
     @classmethod
     def parse(
         cls,
@@ -47,10 +56,6 @@ class Branch:
         "The branch that a word describes."
         rest, _, pretrained = text.strip().partition("@")
         modality, _, encoder = rest.partition("=")
-        if not modality:
-            raise EcgmmError(
-                f"a branch is MODALITY, MODALITY=ENCODER or with @FOLDER, got {text!r}"
-            )
         return cls(modality, encoder or None, pretrained or None)
 
     def __str__(self) -> str:
@@ -262,9 +267,14 @@ def method_name(
     settings,  # an object of a method's settings class
 ) -> str:
     "The name under which the method is registered."
-    for name, method in METHODS.items():
-        if type(settings) is method.settings:
-            return name
+    names = [name for name, method in METHODS.items() if type(settings) is method.settings]
+    if len(names) > 1:
+        raise EcgmmError(
+            f"{type(settings).__name__} belongs to several methods ({', '.join(names)}): "
+            "give each a settings class of its own"
+        )
+    if names:
+        return names[0]
     raise EcgmmError(
         f"{type(settings).__name__} belongs to no method in METHODS ({', '.join(METHODS)})"
     )
@@ -376,6 +386,10 @@ class StudySettings:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise EcgmmError(f"{name} must be different, got {values}")
+        if not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise EcgmmError(f"fractions must be above 0 and at most 1, got {self.fractions}")
+        if not all(0 <= seed < _SEEDS for seed in self.seeds):
+            raise EcgmmError(f"seeds must be from 0 to below {_SEEDS}, got {self.seeds}")
         if not (self.folds or self.test_sources) or not self.seeds or not self.fractions:
             raise EcgmmError("a study needs at least one fold or source, one seed and one fraction")
 
@@ -395,10 +409,34 @@ def as_dict(
     return settings
 
 
+def _check_type(kind, value, name):
+    "An error unless a value of JSON can be that of a field."
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    allowed = typing.get_args(kind) if union else (kind,)
+    plain = {
+        int: (int,),
+        float: (int, float),
+        bool: (bool,),
+        str: (str,),
+        type(None): (type(None),),
+    }
+    if all(option in plain for option in allowed):
+        if type(value) not in [t for option in allowed for t in plain[option]]:
+            names = " or ".join(option.__name__ for option in allowed)
+            raise EcgmmError(f"{name} must be {names}, got {value!r}")
+    elif value is None or (
+        typing.get_origin(kind) is tuple and not isinstance(value, (list, tuple))
+    ):
+        raise EcgmmError(f"{name} cannot be {value!r}")
+    elif is_dataclass(kind) and not isinstance(value, (dict, str)):
+        raise EcgmmError(f"{name} must have the fields of {kind.__name__}, got {value!r}")
+
+
 def _from_plain(kind, value, name):
     "A value of a field from its JSON."
     if typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
+    _check_type(kind, value, name)
     options = [kind, *typing.get_args(kind)]
     nested = next((k for k in options if isinstance(k, type) and is_dataclass(k)), None)
     if Branch in options and isinstance(value, str):
@@ -410,6 +448,8 @@ def _from_plain(kind, value, name):
     if isinstance(value, dict) and value.get("name") in METHODS:
         rest = {key: part for key, part in value.items() if key != "name"}
         return from_dict(METHODS[value["name"]].settings, rest)
+    if kind is Any and not isinstance(value, dict) and name == "method":
+        raise EcgmmError(f"{name} cannot be {value!r}")
     if isinstance(value, dict):
         raise EcgmmError(f"{name}: {value.get('name')!r} is no known method ({', '.join(METHODS)})")
     return value

@@ -812,12 +812,16 @@ def _read_people(patients, files, n_folds):
     return people
 
 
+_ANSWERS = ("path", "decided", "seconds", "notes", "reason")  # columns beside the classes
+
+
 def _check_labels(labels):
     "An error if the abbreviation of a label is the name of another column of the table."
-    taken = [a for a in labels.abbreviations if a in _KINDS]
+    reserved = {*_KINDS, *_ANSWERS}
+    taken = [a for a in labels.abbreviations if a in reserved or a.startswith("gate_")]
     if taken:
         raise EcgmmError(
-            f"the abbreviation {taken[0]} of a label is a column of records.csv: choose another"
+            f"the abbreviation {taken[0]} of a label is a column of our tables: choose another"
         )
 
 

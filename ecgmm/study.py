@@ -39,6 +39,7 @@ from ecgmm.metrics import (
     report,
     save_predictions,
 )
+from .models import HEADS, JOINS
 from .pretrain import load_pretrained, pretrain
 from .runs import Run, fingerprint, keyed, read_marker, write_whole
 from .runs import progress as progress_bar
@@ -60,6 +61,7 @@ from ecgmm.settings import (
 )
 from .spectrogram import FRONTS, look_up
 from .store import Store
+from .thresholds import SEARCHES
 
 # %% ../nbs/55_study.ipynb #175ed35b
 MODALITIES = ("signal", "spectrogram")
@@ -246,6 +248,7 @@ class _Work:
     out: Path
     unlabelled: tuple[Store, ...]
     settings: StudySettings
+    arms: tuple[Arm, ...]
     cpu: bool
     progress: bool
 
@@ -488,6 +491,10 @@ def _check_arms(arms, part):
     if not arms or len(set(keys)) < len(keys):
         raise EcgmmError(f"arms, each once, are needed, got {keys}")
     for k, arm in enumerate(arms):
+        if arm.way != "finetune":
+            look_up(PROBES, arm.way, "probe")
+        look_up(JOINS, arm.classifier.join, "join")
+        look_up(HEADS, arm.classifier.head, "head")
         before = {(a.name, a.pretraining) for a in arms[:k]}
         for name in arm.mean_of:
             if (name, arm.pretraining) not in before:
@@ -517,9 +524,10 @@ def reproduce(
     "Train and judge every combination that is not done yet."
     one_process()
     _check_arms(arms, part)
+    look_up(SEARCHES, settings.choice.search, "search")
     splits = [store.split(fold=k) for k in settings.folds]
     splits += [store.split(source=name) for name in settings.test_sources]
-    work = _Work(store, Path(out), tuple(unlabelled), settings, cpu, progress)
+    work = _Work(store, Path(out), tuple(unlabelled), settings, tuple(arms), cpu, progress)
     study_run(out, store).__exit__(None, None, None)  # refuses what stands in the way
     pairs = [(seed, split) for seed in settings.seeds for split in splits][part[0] :: part[1]]
     grid = [(seed, split, fraction) for seed, split in pairs for fraction in settings.fractions]
@@ -543,7 +551,8 @@ def reproduce(
 
 def _asked(work, arm):
     "A short name for what an arm and the choice are told: the table tells settings apart by it."
-    told = dict(arm=as_dict(arm), stores=work.stores)
+    members = [a for a in work.arms if a.name in arm.mean_of and a.pretraining == arm.pretraining]
+    told = dict(arm=as_dict(arm), members=as_dict(members), stores=work.stores)
     choice = dict(choice=as_dict(work.settings.choice))
     return f"{fingerprint(choice, 3)}-{fingerprint(told, 5)}"
 
@@ -673,14 +682,14 @@ def pooled(
 ) -> dict[str, np.ndarray]:  # "rows" of the store, "y", "prob", "decided" of all test recordings
     "The test recordings of all folds together, each once: of the first seed, way and share."
     table = scores[(scores["model"] == model) & (scores["pretraining"] == pretraining)]
-    table = numbered(table[table["seed"] == scores["seed"].iloc[0]])
+    table = numbered(table)
     if folds is not None:
         table = table[table["fold"].isin(folds)]
     if table.empty:
         raise EcgmmError(
             f"a model and pre-training of this study are needed, got {model} and {pretraining}"
         )
-    for column in ("way", "fraction"):
+    for column in ("seed", "way", "fraction"):
         table = table[table[column] == table[column].iloc[0]]
     parts = [read_judged(Path(out) / name, protocol) for name in table["judgement"]]
     parts = [p for p in parts if p]
