@@ -69,7 +69,14 @@ def copy_of_the_tree(folder):
     for name in ("nbs", "ecgmm", "tools"):
         ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
-    for name in ("settings.ini", "_quarto.yml", "README.md", "CONTRIBUTING.md"):
+    for name in (
+        "settings.ini",
+        "_quarto.yml",
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+    ):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
