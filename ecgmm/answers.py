@@ -22,6 +22,7 @@ from typing import Any, TypeGuard
 from matplotlib import pyplot as plt
 
 from . import EcgmmError
+from .data import LEADS
 from .predict import Answers, Prediction, open_model, plot_prediction, predictions
 from ecgmm.runs import (
     Run,
@@ -340,7 +341,7 @@ def ecgmm_predict(
         open_model(options.model, cpu=options.cpu, decision=options.decision),
         options.data,
         fs=options.fs,
-        leads=options.leads,
+        leads=options.leads or LEADS,
         unit=options.unit,
         tolerate=options.tolerate,
         batch_size=options.batch_size,

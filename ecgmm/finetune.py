@@ -362,7 +362,8 @@ def _note_best(run, test):
     old = {metric: _choice_values(predictions)[metric] for metric, predictions in best.items()}
     # where a metric is NaN, the first epoch stays
     better = {m: test for m in CHOICES if m not in old or values[m] > old[m]}
-    save_predictions(best | better, file)
+    if better:
+        save_predictions(best | better, file)
 
 
 def _endings(best_by):

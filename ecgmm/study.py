@@ -26,11 +26,17 @@ from . import EcgmmError
 from .finetune import PROBES, finetune, probe, random_backbone, training_history
 from .folder import save_decision
 from .folds import Split
-from .judgement import average_runs, chosen_files, judge_both, read_predictions
+from ecgmm.judgement import (
+    average_runs,
+    chosen_files,
+    judge_both,
+    metric_interval,
+    read_predictions,
+)
 from ecgmm.metrics import (
     METRICS,
     WEIGHTED_METRICS,
-    bootstrap_interval,
+    Predictions,
     draw_weights,
     macro,
     paired_interval,
@@ -38,6 +44,7 @@ from ecgmm.metrics import (
     ranks,
     report,
     save_predictions,
+    usual_goal,
 )
 from .models import HEADS, JOINS
 from .pretrain import load_pretrained, pretrain
@@ -65,9 +72,8 @@ from .thresholds import SEARCHES
 
 # %% ../nbs/55_study.ipynb #175ed35b
 MODALITIES = ("signal", "spectrogram")
-FUSIONS: dict[
-    str, dict[str, Any]
-] = {  # model -> fields of its settings: no gate; the paper's gate; a gate that decides late
+# model -> fields of its settings: no gate; the paper's gate; a gate that decides late
+FUSIONS: dict[str, dict[str, Any]] = {
     "concat": dict(join="concat"),
     "gate": dict(join="gate"),
     "balanced": dict(join="gate", branch_heads=True, gate_lr_scale=0.03),
@@ -87,32 +93,24 @@ _PRETRAIN = TrainSettings(
     epochs=48, batch_size=128, windows_per_recording=1, lr=2e-3, weight_decay=1e-3
 )
 _FINETUNE = TrainSettings(epochs=15, batch_size=32, lr=3e-3)
-SIZES = {  # size -> what its arms share
-    "small": _Recipe(
-        {"signal": "xresnet1d_small", "spectrogram": "se_resnet_small"},
-        {
-            "signal": replace(_PRETRAIN, precision="bf16"),
-            "spectrogram": replace(_PRETRAIN, epochs=80),
-        },
-        {
-            "signal": replace(_FINETUNE, precision="bf16"),
-            "spectrogram": _FINETUNE,
-            "fusion": _FINETUNE,
-        },
-    ),
-    "paper": _Recipe(
-        {"signal": "xresnet1d50", "spectrogram": "se_resnet34"},
-        {
-            "signal": replace(_PRETRAIN, epochs=100, batch_size=256, precision="bf16"),
-            "spectrogram": replace(_PRETRAIN, epochs=100, batch_size=256),
-        },
-        {
-            "signal": replace(_FINETUNE, epochs=30, batch_size=128, precision="bf16"),
-            "spectrogram": replace(_FINETUNE, epochs=30, batch_size=128),
-            "fusion": replace(_FINETUNE, epochs=30, batch_size=128),
-        },
-    ),
-}
+_SMALL = _Recipe(
+    {"signal": "xresnet1d_small", "spectrogram": "se_resnet_small"},
+    {
+        "signal": replace(_PRETRAIN, precision="bf16"),
+        "spectrogram": replace(_PRETRAIN, epochs=80),
+    },
+    {
+        "signal": replace(_FINETUNE, precision="bf16"),
+        "spectrogram": _FINETUNE,
+        "fusion": _FINETUNE,
+    },
+)
+_PAPER = _Recipe(  # the same, but for encoders, epochs and batches
+    {"signal": "xresnet1d50", "spectrogram": "se_resnet34"},
+    {m: replace(t, epochs=100, batch_size=256) for m, t in _SMALL.pretrain.items()},
+    {m: replace(t, epochs=30, batch_size=128) for m, t in _SMALL.finetune.items()},
+)
+SIZES = {"small": _SMALL, "paper": _PAPER}  # size -> what its arms share
 
 
 def _method_settings(name, modality):
@@ -267,9 +265,9 @@ class _Job:
     seed: int
     fraction: float
 
-    def place(self, arm=None):
+    def place(self):
         "The readable part of a folder's name."
-        arm, split = arm or self.arm, _key(self.split)
+        arm, split = self.arm, _key(self.split)
         share = f"-{self.fraction:g}" if self.fraction < 1 else ""
         name = f"{arm.name}-{arm.pretraining}{share}-{split}-seed{self.seed}"
         return re.sub(r"[^\w.+-]+", "_", name)  # whatever an arm is called
@@ -423,13 +421,11 @@ def read_judged(
 # %% ../nbs/55_study.ipynb #65884365
 def _scores(judged, labels):
     "All metrics by both protocols, NaN where there are none, and those over three positives."
-    row = {}
-    for protocol, prefix in (("held-out", ""), ("paper", "paper_")):
-        d = read_judged(judged, protocol)
+    held_out, row = read_judged(judged), {}
+    for prefix, d in (("", held_out), ("paper_", read_judged(judged, "paper"))):
         values = report(d["y"], d["prob"], d["decided"], labels=labels) if d else {}
         row |= {f"{prefix}{name}": values.get(name, np.nan) for name in METRICS}
-    d = read_judged(judged)
-    ranked = per_class(d["y"], d["prob"])
+    ranked = per_class(held_out["y"], held_out["prob"])
     row |= {f"{m}_3": macro(ranked[m], ranked["positives"], 3) for m in WEIGHTED_METRICS}
     return row | dict(classes_3=int((ranked["positives"] >= 3).sum()))
 
@@ -697,24 +693,13 @@ def pooled(
 
 # %% ../nbs/55_study.ipynb #348bb6ed
 def _source_row(store, p, at, draws):
-    "Recordings, metrics and interval of the Challenge score of some of the test recordings."
-    y, prob, decided = (p[k][at] for k in ("y", "prob", "decided"))
-    values = report(y, prob, decided, labels=store.labels)
-    name = "challenge" if store.labels.reward is not None else "f_measure"
-    low = high = np.nan
-    groups = store.groups[p["rows"][at]]
-    if len(set(groups)) >= 5 and not np.isnan(values[name]):
-        function = METRICS[name].function
-        low, high = bootstrap_interval(
-            lambda y, prob, decided: function(y, prob, decided, store.labels),
-            y,
-            prob,
-            decided,
-            groups=groups,
-            rng=np.random.default_rng(0),
-            n=draws,
-        )
-    return dict(recordings=len(at), **values, low=low, high=high)
+    "Recordings, metrics and interval of the goal of the thresholds of some test recordings."
+    rows, y, prob, decided = (p[k][at] for k in ("rows", "y", "prob", "decided"))
+    paths = store.records["path"].iloc[rows].to_numpy(str)
+    predictions = Predictions(store.labels, y, prob, rows, paths, store.groups[rows])
+    goal = usual_goal(store.labels)
+    low, high = metric_interval(predictions, decided, goal, draws=draws)
+    return dict(recordings=len(at), **predictions.report(decided), low=low, high=high)
 
 
 def source_scores(
