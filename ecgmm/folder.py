@@ -144,7 +144,7 @@ def _training(config):
             saw = _TRANSDUCTIVE
         items.append(f"- roles: {', '.join(f'{k} {v}' for k, v in shown.items())}; {saw}")
     if config.get("pretraining"):
-        about = json.dumps(config["pretraining"])[:400]
+        about = json.dumps(config["pretraining"])
         items.append(f"- its encoder was pre-trained without labels: {about}")
     if "settings" in config:
         items.append(f"- settings: {json.dumps(config['settings'])}")

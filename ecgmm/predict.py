@@ -40,20 +40,19 @@ from ecgmm.data import (
 from .folder import _checksums, load_classifier
 from .labels import Label, Labels
 from .runs import StrPath, file_error, fingerprint, read_marker
-from .store import find_recordings, prepare_samples
+from .store import LARGEST_MV, find_recordings, prepare_samples
 from .thresholds import decide
 from .windows import choose_device, window_starts
 
 # %% ../nbs/52_predict.ipynb #bb84d290
 _SMALLEST = 0.05  # mV: some lead of an ECG moves at least as much
 _USUAL = 0.3  # mV: and usually as much
-_LARGEST = 20.0  # mV: at most 1 % of the samples lie beyond it
 
 
 def _likely_unit(moves, unit):
     "The unit in which values that move by so many mV would be an ECG; '' if there is none."
     for name in ("uV", "mV", "V"):
-        if _USUAL <= moves / UNITS[unit.lower()] * UNITS[name.lower()] <= _LARGEST:
+        if _USUAL <= moves / UNITS[unit.lower()] * UNITS[name.lower()] <= LARGEST_MV:
             return name
     return ""
 
@@ -65,7 +64,7 @@ def check_voltage(
     "Refuse values that cannot be millivolts on the skin, and name the likely unit."
     heights = np.fmax.reduce(x, axis=1) - np.fmin.reduce(x, axis=1)  # these pass over NaN
     moves = float(np.fmax.reduce(heights))
-    if (np.abs(x) > _LARGEST).mean() > 0.01:
+    if (np.abs(x) > LARGEST_MV).mean() > 0.01:
         seen = f"values up to {np.fmax.reduce(np.abs(x), axis=None):.4g} mV"
     elif 0 < moves < _SMALLEST:
         seen = f"no lead moves by more than {moves:.2g} mV"
