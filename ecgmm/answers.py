@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt
 
 from . import EcgmmError
 from .data import LEADS
+from .labels import FORMULA
 from .predict import Answers, Prediction, open_model, plot_prediction, predictions
 from ecgmm.runs import (
     Run,
@@ -51,7 +52,7 @@ def _cell(value):
     "A value that no spreadsheet takes for a formula; empty for NaN."
     if _is_nan(value):
         return ""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple(FORMULA) else value
 
 
 def _csv(results, out):

@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 from . import EcgmmError
-from .folder import save_decision, save_model, weights_digest
+from .folder import MODEL_FILES, save_decision, save_model, weights_digest
 from .folds import Split
 from ecgmm.metrics import (
     METRICS,
@@ -34,7 +34,7 @@ from ecgmm.metrics import (
 from .models import Backbone, Classifier
 from .pretrain import load_pretrained
 from .probes import features, knn_probabilities, linear_probabilities, mean_over_windows
-from .runs import Run, plain
+from .runs import Run, plain, with_nan
 from ecgmm.settings import (
     Branch,
     ClassifierSettings,
@@ -45,14 +45,14 @@ from ecgmm.settings import (
 from .spectrogram import FRONTS, look_up
 from .store import Store, chosen_split
 from .training import begin_together, best_weights, fit, processes, read_history
-from .windows import Batches, Windows, accelerator_for, choose_device
+from .windows import STRIDE, Batches, Windows, accelerator_for, choose_device
 
 # %% ../nbs/30_finetune.ipynb #03972b6e
 def probabilities(
     model: nn.Module,  # maps windows (B, 12, T) in mV to logits (B, K)
     windows: Windows,  # of N recordings
     *,
-    stride: int = 125,  # samples between windows: half of one, the paper's
+    stride: int = STRIDE,  # samples from one window to the next
     batch_size: int = 512,  # windows at a time
 ) -> np.ndarray:  # (N, K) float64, the mean over each recording's windows
     "Probabilities per recording; the model is in evaluation mode meanwhile."
@@ -428,9 +428,6 @@ def _publish_all(run, model, data, settings, phases, about):
     return results[settings.best_by]
 
 # %% ../nbs/30_finetune.ipynb #43073b6d
-_MODEL_FILES = ("model.safetensors", "config.json", "README.md", "decision.json", "run.json")
-
-
 def _check_config(config):
     "An error if no classifier can be made of it; it takes no memory."
     with torch.device("meta"):
@@ -445,7 +442,7 @@ def _checkpoints(phases):
 def _files(best_by, phases):
     "All files that training may leave; what is decided later is added then."
     endings = list(_endings(best_by).values())
-    models = [f"model{ending}/{name}" for ending in endings for name in _MODEL_FILES]
+    models = [f"model{ending}/{name}" for ending in endings for name in MODEL_FILES]
     predictions = [f"predictions{ending}.npz" for ending in endings]
     histories = [f"training/{phase}history.jsonl" for phase in phases]
     return [*models, *predictions, _PAPER, *_checkpoints(phases), *histories]
@@ -484,17 +481,12 @@ def _about(config, data, split):
     )
 
 
-def _from_json(report):
-    "A report whose metrics are NaN where they do not exist."
-    return {metric: np.nan if value is None else value for metric, value in report.items()}
-
-
 def _read_result(run):
     "The scores of a finished run and its history."
     return dict(
         threshold=run.result["threshold"],
-        test=_from_json(run.result["test"]),
-        tune=_from_json(run.result["tune"]),
+        test=with_nan(run.result["test"]),
+        tune=with_nan(run.result["tune"]),
         history=training_history(run.folder),
     )
 
@@ -566,11 +558,11 @@ def probe(
     *,
     fractions: Sequence[float] = (1.0,),  # shares of the labels that are used, see `label_part`
     seed: int = 0,  # of the choice of these
-    kinds: Sequence[str] = ("linear", "knn"),  # names in `PROBES`
+    kinds: Sequence[str] | None = None,  # names in `PROBES`; all if None
     cpu: bool = False,  # use the CPU only
 ) -> dict[tuple[str, float], dict[str, Predictions]]:  # (kind, fraction) -> role -> predictions
     "What frozen features are worth: a linear probe, and the nearest neighbours."
-    probes = {kind: look_up(PROBES, kind, "probe") for kind in kinds}
+    probes = {kind: look_up(PROBES, kind, "probe") for kind in kinds or PROBES}
     data = fold_data(store, split, ClassifierSettings(), device := choose_device(cpu))
     h = {role: features(backbone.to(device), w) for role, w in data.windows.items()}
     found = {}
@@ -619,8 +611,8 @@ def label_curve(
     cpu: bool = False,  # use the CPU only
     overwrite: bool = False,  # replace another curve in the folder
     progress: bool = True,  # show a bar
-) -> pd.DataFrame:  # a row per fraction and way: "finetune", "linear", "knn"
-    "What a number of labels is worth: training, and two probes on frozen features."
+) -> pd.DataFrame:  # a row per fraction and way: "finetune", and each of `PROBES`
+    "What a number of labels is worth: training, and probes on frozen features."
     if len(settings.branches) > 1:
         raise EcgmmError("a label curve needs a classifier of one branch: probes have no join")
     parts = [replace(settings, fraction=f) for f in fractions]  # a wrong one is an error here
@@ -643,7 +635,8 @@ def _curve_identity(store, parts, split, start):
     "All that can change a curve."
     fewest = min(parts, key=lambda part: part.fraction)
     fractions = [part.fraction for part in parts]
-    return _identity(store, fewest, split, [start]) | dict(fractions=fractions)
+    own = dict(fractions=fractions, probes=list(PROBES))
+    return _identity(store, fewest, split, [start]) | own
 
 
 def _curve_row(split, settings, way, scores):
@@ -670,7 +663,7 @@ def _probe_rows(store, parts, split, start, cpu):
     return [
         _curve_row(split, part, kind, score(**found[kind, part.fraction]))
         for part in parts
-        for kind in ("linear", "knn")
+        for kind in PROBES
     ]
 
 

@@ -37,12 +37,12 @@ from ecgmm.data import (
     read_leads,
     standard_leads,
 )
-from .folder import _checksums, load_classifier
+from .folder import load_model, weights_digest
 from .labels import Label, Labels
 from .runs import StrPath, file_error, fingerprint, read_marker
 from .store import LARGEST_MV, find_recordings, prepare_samples
 from .thresholds import decide
-from .windows import choose_device, window_starts
+from .windows import STRIDE, choose_device, window_starts
 
 # %% ../nbs/52_predict.ipynb #bb84d290
 _SMALLEST = 0.05  # mV: some lead of an ECG moves at least as much
@@ -428,9 +428,6 @@ def _items(recordings):
         raise EcgmmError("at least one recording is needed, got none")
 
 # %% ../nbs/52_predict.ipynb #5f94d1dd
-_STRIDE = 125  # samples between windows: half of one, the paper's, as in `Windows`
-
-
 class _Pending:
     "A recording on its way: its windows, and the sum of their probabilities so far."
 
@@ -442,7 +439,7 @@ class _Pending:
     def load(self, load, length):
         "Read the samples and place the windows of so many samples."
         self.samples, self.seconds, self.notes = load(self.item.recording)
-        self.starts = window_starts(len(self.samples), length, _STRIDE)
+        self.starts = window_starts(len(self.samples), length, STRIDE)
         self.left, self.total, self.gates = len(self.starts), 0.0, []
         if len(self.samples) < length:
             self.samples = np.pad(self.samples, ((0, length - len(self.samples)), (0, 0)))
@@ -542,9 +539,7 @@ def open_model(
 ) -> tuple[nn.Module, dict]:  # the classifier, and its config with what was decided
     "A classifier that is ready to judge."
     if _is_path(model):
-        net, config = load_classifier(
-            _model_folder(model), None if decision is None else Path(decision)
-        )
+        net, config = load_model(_model_folder(model), decision=decision)
         net = net.to(choose_device(cpu))
     elif decision is not None:
         raise EcgmmError("the file of a decision is for a model folder, got a model")
@@ -621,11 +616,10 @@ class Answers(Iterator[Prediction]):
 
     def identity(self) -> dict[str, Any]:
         "What they follow from: weights, decision, settings, and the list of recordings."
-        state = {key: value.cpu() for key, value in self._opened.net.state_dict().items()}
         items = self.items
         names = None if items is None else [(i.name, i.path, i.reason) for i in items]
         return dict(
-            weights=fingerprint(_checksums(state)),
+            weights=weights_digest(self._opened.net),
             config=fingerprint(self._opened.config),
             recordings=fingerprint(names),
             **self._settings,
@@ -689,7 +683,7 @@ def predictions(
     reading: dict[str, Any] = dict(fs=fs, leads=leads, unit=unit, tolerate=tolerate)
     load = partial(load_recording, config=opened.config, **reading)
     made = _stream(opened, _items(recordings) if items is None else items, load, batch_size)
-    settings = reading | dict(leads=list(leads), tolerate=sorted(tolerate), stride=_STRIDE)
+    settings = reading | dict(leads=list(leads), tolerate=sorted(tolerate), stride=STRIDE)
     return Answers(made, items, opened, settings)
 
 # %% ../nbs/52_predict.ipynb #b4fa55ad
@@ -741,7 +735,7 @@ def _draw_probabilities(ax, result):
 
 def _draw_gates(ax, result):
     "The weights of the branches over time, on top of each other."
-    width = np.diff(result.at, append=result.at[-1] + _STRIDE / FS).clip(0.2) * 0.92
+    width = np.diff(result.at, append=result.at[-1] + STRIDE / FS).clip(0.2) * 0.92
     bottom = np.zeros(len(result.at))
     for k, branch in enumerate(result.branches):
         color = _BRANCH_COLORS[k % len(_BRANCH_COLORS)]

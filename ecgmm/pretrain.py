@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from . import EcgmmError
-from .folder import load_model, save_model
+from .folder import MODEL_FILES, load_model, save_model
 from .folds import Split, header_key, joined_groups, namespaces, patient_key
 from .metrics import macro, per_class
 from .models import Backbone
@@ -220,15 +220,6 @@ def _check_decay(learner, settings):
         )
 
 
-def _check_precision(accelerator):
-    "An error for mixed precision that `fit` does not do."
-    if accelerator.scaler is not None:
-        raise EcgmmError(
-            f"accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: "
-            "'no' or 'bf16' is needed"
-        )
-
-
 def _check_alike(one, other):
     "An error where two stores were not prepared alike."
     if other.meta["options"] != one.meta["options"]:
@@ -319,7 +310,6 @@ def pretrain(
     seen = _Seen(store, split, tuple(unlabelled), rows, transductive)
     accelerator = accelerator_for(cpu)
     _check_decay(learner, settings)
-    _check_precision(accelerator)
     _check_seen(seen)
     identity = _identity(settings, seen, accelerator)
     with begin_together(
@@ -338,11 +328,10 @@ def pretrain(
         return history
 
 # %% ../nbs/29_pretrain.ipynb #f1e70010
-_MODEL_FILES = ("config.json", "model.safetensors", "README.md", "run.json")
 _FILES = (
     "seen.csv",
     "patients.csv",
-    *(f"model/{name}" for name in _MODEL_FILES),
+    *(f"model/{name}" for name in MODEL_FILES),
     "training/checkpoint.safetensors",
     "training/history.jsonl",
 )
@@ -399,7 +388,7 @@ def _model_config(settings, seen, listed, sources, last) -> dict[str, Any]:
         store_version=store.meta["version"],
         seen=listed,
         left_out=_left_out(seen),
-        trained_on=dict(recordings=listed["rows"], sources=sources),
+        trained_on=sources,
     )
 
 
@@ -531,12 +520,12 @@ def _print_seen(result, transductive):
         print(result["disputed"])
 
 
-def _print_result(last, branch, split, out):
+def _print_result(last, branch, split, store, out):
     "The values of the last epoch, and where the encoder is."
     print(", ".join(f"{name} {value:.4g}" for name, value in last.items() if np.isfinite(value)))
     print(f"encoder: {out / 'model'}; the list of what it has seen: {out / 'seen.csv'}")
-    same_split = " ".join(f"--{name} {value}" for name, value in split.options.items())
-    print(f"next: ecgmm_finetune --branches {branch.modality}@{out} {same_split}")
+    same = " ".join(f"--{k} {v}" for k, v in (dict(store=store) | split.options).items())
+    print(f"next: ecgmm_finetune {same} --branches {branch.modality}@{out}")
 
 
 def ecgmm_pretrain(
@@ -558,4 +547,4 @@ def ecgmm_pretrain(
     if processes()[0] == 0:
         print(f"{options.method}, {settings.branch}, {split.name}{': done already' * done}")
         _print_seen(read_marker(out)["result"], settings.transductive)
-        _print_result(history[-1], settings.branch, split, out)
+        _print_result(history[-1], settings.branch, split, options.store, out)

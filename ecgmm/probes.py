@@ -16,14 +16,14 @@ from sklearn.preprocessing import StandardScaler
 
 from . import EcgmmError
 from .data import plot_ecg
-from .windows import Windows
+from .windows import STRIDE, Windows
 
 # %% ../nbs/13_probes.ipynb #aee2ad3f
 @torch.no_grad()
 def mean_over_windows(
     f,  # maps windows (B, 12, T) in mV to (B, K)
     windows: Windows,  # of N recordings
-    stride: int = 125,  # samples between windows: half of one, the paper's
+    stride: int = STRIDE,  # samples from one window to the next
     batch_size: int = 512,  # windows at a time
 ) -> np.ndarray:  # (N, K) float64
     "The mean of f over each recording's windows."
@@ -42,7 +42,7 @@ def mean_over_windows(
 def features(
     backbone,  # `features(x)` maps windows (B, 12, T) in mV to (B, D)
     windows: Windows,  # of N recordings
-    stride: int = 125,  # samples between windows
+    stride: int = STRIDE,  # samples from one window to the next
 ) -> np.ndarray:  # (N, D) float64
     "Features of recordings, in evaluation mode; weights, statistics and mode stay as they were."
     was_training = backbone.training

@@ -98,7 +98,7 @@ def _at_least(settings, **limits):
     "An error that names the first field below its limit."
     for name, limit in limits.items():
         value = getattr(settings, name)
-        if not value >= limit:
+        if not limit <= value < float("inf"):
             raise EcgmmError(f"{name} must be at least {limit}, got {value}")
 
 
@@ -115,6 +115,14 @@ def _between(settings, low, high, *names, ends="both"):
                 "high": "above {} and at most {}",
             }
             raise EcgmmError(f"{name} must be {words[ends].format(low, high)}, got {value}")
+
+
+def _positive(settings, *names):
+    "An error that names the first field that is not above 0, or has no end."
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 < value < float("inf"):
+            raise EcgmmError(f"{name} must be above 0 and finite, got {value}")
 
 
 def _one_of(settings, name, choices):
@@ -176,9 +184,7 @@ class TrainSettings:
     def __post_init__(self):
         _at_least(self, epochs=1, batch_size=1, windows_per_recording=1)
         _at_least(self, weight_decay=0, final_lr=0)
-        _between(
-            self, 0, float("inf"), "lr", *(["clip"] if self.clip is not None else []), ends="high"
-        )
+        _positive(self, "lr", *(["clip"] if self.clip is not None else []))
         _between(self, 0, 1, "warmup", ends="low")
         _between(self, 0, _SEEDS, "seed", ends="low")
         _one_of(self, "precision", ("no", "bf16"))
@@ -194,7 +200,7 @@ class SimCLRSettings:
     dim: int = 128  # features of the projection (the paper's code)
 
     def __post_init__(self):
-        _between(self, 0, float("inf"), "temperature", ends="high")
+        _positive(self, "temperature")
         _at_least(self, hidden=1, dim=1)
 
 
@@ -231,7 +237,7 @@ class DINOSettings:
     def __post_init__(self):
         _between(self, 0, 1, "momentum", "centre_momentum")
         _between(self, 0, 1, "temp_warmup", "freeze_prototypes", ends="low")
-        _between(self, 0, float("inf"), "student_temp", ends="high")
+        _positive(self, "student_temp")
         _at_least(self, n_prototypes=2, hidden=1)
         if not min(self.teacher_temp) > 0 or min(self.decay) < 0:
             raise EcgmmError(
@@ -808,7 +814,7 @@ def _run(name, words):
         _silence()
         sys.exit(128 + 13)  # as a shell reports SIGPIPE
     except (EcgmmError, KeyboardInterrupt) as error:
-        if any(word == "--traceback" for word in words):
+        if "--traceback" in words:
             raise
         stopped = "stopped; what is done is kept, and the same command goes on from there"
         sys.exit(f"ecgmm_{name}: {stopped if isinstance(error, KeyboardInterrupt) else error}")

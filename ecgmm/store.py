@@ -33,7 +33,7 @@ from ecgmm.folds import (
     source_roles,
     table_digests,
 )
-from .labels import Labels, find_labels
+from .labels import FORMULA, Labels, find_labels
 from ecgmm.runs import (
     Run,
     file_digest,
@@ -147,9 +147,6 @@ def prepare_samples(
     )
 
 # %% ../nbs/05_store.ipynb #2661e70f
-_FORMULA = "=+-@"  # a spreadsheet takes a cell that begins with one of these for a formula
-
-
 def prepare_recording(
     path: str | Path,  # the header file
     *,
@@ -159,7 +156,7 @@ def prepare_recording(
 ) -> tuple[np.ndarray, dict]:  # (T, 12) int16 µV at 100 Hz, and its columns of `records.csv`
     "One file, ready for the store; an `EcgmmError` says what is wrong with the file."
     r = read_recording(path, derive=derive)
-    if r.name[0] in _FORMULA:
+    if r.name[0] in FORMULA:
         raise EcgmmError(
             f"{path}: the name {r.name!r} in the header begins like a formula of a spreadsheet: "
             "change it"
@@ -173,7 +170,7 @@ def prepare_recording(
         age=r.age,
         sex=r.sex,
         labelled=int(bool(r.codes)),
-        codes=" ".join(c.lstrip(_FORMULA) for c in r.codes),
+        codes=" ".join(c.lstrip(FORMULA) for c in r.codes),
         **facts,
     )
 
@@ -188,7 +185,7 @@ def _is_ecg(name):
 def _in_a_table(path):
     "A path as a table can hold it: printable, and no formula of a spreadsheet."
     text = str(path) if str(path).isprintable() else ascii(str(path))
-    return f"./{text}" if text[0] in _FORMULA else text
+    return f"./{text}" if text[0] in FORMULA else text
 
 
 def _why_not_folder(path):
@@ -202,7 +199,7 @@ def _why_not_file(root, path):
     'Why a header or signal file cannot be used, by its path; "" if nothing is wrong with it.'
     if not str(path).isprintable():
         return "the path has characters that cannot be printed: rename it"
-    if any(part[0] in _FORMULA for part in path.parts):
+    if any(part[0] in FORMULA for part in path.parts):
         return (
             "the path has a name that begins like a formula of a spreadsheet (= + - @): rename it"
         )

@@ -45,10 +45,11 @@ from ecgmm.metrics import (
     report,
     save_predictions,
     usual_goal,
+    write_arrays,
 )
 from .models import HEADS, JOINS
 from .pretrain import load_pretrained, pretrain
-from .runs import Run, fingerprint, keyed, read_marker, write_whole
+from .runs import Run, fingerprint, keyed, read_marker, with_nan, write_whole
 from .runs import progress as progress_bar
 from ecgmm.settings import (
     METHODS,
@@ -390,12 +391,7 @@ def judge_run(
         arrays = dict(rows=test.rows, y=test.y, known=test.known, group=test.group)
         for protocol, judgement in found.items():
             arrays |= {f"{protocol}/prob": judgement.prob, f"{protocol}/decided": judgement.decided}
-
-        def write(part):
-            with open(part, "wb") as f:
-                np.savez_compressed(f, **arrays)
-
-        judged.write("decisions.npz", write)
+        write_arrays(judged.path("decisions.npz"), arrays)
         if read_marker(run).get("kind") == "classifier":
             model = chosen_files(run, choice.best_by)[0]
             decision = found["held-out"].for_model()
@@ -433,7 +429,7 @@ def _scores(judged, labels):
 def _interval(judged):
     "The ends of the interval of a judgement."
     interval = read_marker(judged)["result"]["held-out"]["interval"]
-    return {end: np.nan if interval[end] is None else interval[end] for end in ("low", "high")}
+    return with_nan({end: interval[end] for end in ("low", "high")})
 
 
 def _row(work, job, run, seconds):
@@ -778,9 +774,8 @@ def search_scores(
         names = ("model", "pretraining", "way", "fraction", "fold", "seed")
         key = {name: getattr(r, name) for name in names}
         for search, by_role in result["held-out"]["searches"].items():
-            values = {role: np.nan if v is None else v for role, v in by_role.items()}
             optimistic = paper.get(search, {}).get("test")
-            rows.append(key | dict(search=search, **values, optimistic=optimistic))
+            rows.append(key | dict(search=search, **with_nan(by_role), optimistic=optimistic))
     return pd.DataFrame(rows).astype({"optimistic": float})
 
 # %% ../nbs/55_study.ipynb #2756b13b
@@ -809,12 +804,7 @@ class AnswerTable:
         write_whole(f"{name}.csv", self.scores.round(6).to_csv(index=False))
         arrays = {f"y{fold}": y for fold, y in self.y.items()}
         arrays |= {f"group{fold}": g for fold, g in (self.groups or {}).items()}
-
-        def write(part):
-            with open(part, "wb") as f:
-                np.savez_compressed(f, ranks=self.ranks, **arrays)
-
-        write_whole(f"{name}.npz", write)
+        write_arrays(f"{name}.npz", arrays | dict(ranks=self.ranks))
 
     @classmethod
     def load(

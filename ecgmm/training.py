@@ -25,7 +25,7 @@ from torch import distributed as dist
 from torch import nn
 
 from . import EcgmmError
-from .runs import Run, file_error, sweep, write_whole
+from .runs import Run, file_error, plain, sweep, with_nan, write_whole
 from .runs import progress as progress_bar
 from .settings import TrainSettings
 from .windows import accelerator_for
@@ -156,10 +156,7 @@ def _trained(method: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
 
 def _json_line(entry: dict) -> str:
     "One line of strict JSON: what is not a finite number becomes null."
-    finite = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()
-    }
-    return json.dumps(finite) + "\n"
+    return json.dumps(plain(entry)) + "\n"
 
 # %% ../nbs/11_training.ipynb #7b67a424
 class Checkpoint:
@@ -418,6 +415,15 @@ def _mean_over_processes(values: dict, accelerator: Accelerator) -> dict:
     return dict(zip(values, accelerator.reduce(mine, "mean").tolist()))
 
 # %% ../nbs/11_training.ipynb #cc7ba4ee
+def _check_precision(accelerator: Accelerator) -> None:
+    "An error for mixed precision that `fit` does not do."
+    if accelerator.scaler is not None:
+        raise EcgmmError(
+            f"accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: "
+            "set it to 'no', and precision to 'no' or 'bf16'"
+        )
+
+
 def _check_run(
     n: int,  # batches in an epoch
     evaluate: Callable | None,
@@ -427,11 +433,7 @@ def _check_run(
     "A clear message before the first step."
     if n < 1:
         raise EcgmmError("there is no batch: give more recordings or a smaller batch_size")
-    if accelerator.scaler is not None:
-        raise EcgmmError(
-            f"accelerate is set to {accelerator.mixed_precision}, which needs a loss scaler: "
-            "set it to 'no', and precision to 'no' or 'bf16'"
-        )
+    _check_precision(accelerator)
     if keep and evaluate is None:
         raise EcgmmError(f"keep={keep[0]!r} needs an `evaluate` that returns it")
 
@@ -593,7 +595,7 @@ def read_history(
         entries = [json.loads(line) for line in file.read_text().splitlines()]
     except (OSError, ValueError) as e:
         raise EcgmmError(f"{file}: the history cannot be read: {e}") from None
-    return [{k: math.nan if v is None else v for k, v in entry.items()} for entry in entries]
+    return [with_nan(entry) for entry in entries]
 
 # %% ../nbs/11_training.ipynb #de7fc461
 def begin_together(
@@ -607,6 +609,7 @@ def begin_together(
     say: bool = False,  # print a line where it is done already
 ) -> Run:  # in all but the main process one that writes nothing
     "Begin a run in one process or in several; an error of the main process is raised in all."
+    _check_precision(accelerator)
     run, error = None, None
     if accelerator.is_main_process:
         try:

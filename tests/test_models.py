@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from ecgmm import EcgmmError
 from ecgmm.folder import (
-    load_classifier,
     load_model,
     read_config,
     save_decision,
@@ -130,7 +129,7 @@ def test_a_decision_changed_by_hand_is_an_error_for_every_reader(saved, change, 
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
-    for reads in (load_model, read_config, load_classifier):
+    for reads in (load_model, read_config):
         with pytest.raises(EcgmmError, match=words):
             reads(saved[0])
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import BIN, ROOT, SCRIPTS
 from patience import HANG
 
-from ecgmm.folder import load_classifier, load_model
+from ecgmm.folder import load_model
 from ecgmm.models import Backbone
 from ecgmm.settings import Branch
 from ecgmm.synthetic import synthesize
@@ -140,7 +140,7 @@ def check_pretraining_and_thresholds(folder):
         and paper["optimistic"] is True
         and paper["choice"]["best_by"] == "auprc"
     )
-    _, gate = load_classifier(
+    _, gate = load_model(
         folder / "models" / "gate-fold0" / "model"
     )  # with the decision that stands beside the weights
     assert (

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import nbformat
@@ -18,7 +19,7 @@ from conftest import BIN, MODULES, NOTEBOOKS, ROOT, SCRIPTS, copy_of_the_tree, r
 from patience import HANG
 from run_cells import code_cells, directives
 
-from ecgmm.settings import COMMANDS
+from ecgmm.settings import COMMANDS, METHODS, Branch
 from ecgmm.study import AnswerTable
 
 
@@ -622,6 +623,48 @@ def test_every_command_is_at_home():
         for name in re.findall(r"^def ecgmm_(\w+)", (ROOT / "ecgmm" / f"{m}.py").read_text(), re.M)
     }
     assert defined == {(command.module, name) for name, command in COMMANDS.items()}
+
+
+def options_of(settings):
+    "The names of all options of a dataclass, with those of the settings in it."
+    names = set()
+    for field in fields(settings):
+        kind = type(field.default)
+        nested = is_dataclass(kind) and kind is not Branch  # a branch is one word
+        names |= options_of(kind) if nested else {field.name}
+    return names
+
+
+def wrong_options(text):
+    "Options that stand behind a command of ours and that it does not have."
+    methods = {name for method in METHODS.values() for name in options_of(method.settings)}
+    everywhere = {"help", "import", *methods}
+    wrong = []
+    for name, rest in re.findall(r"\becgmm_(\w+)((?:(?!ecgmm_)[^`)|\n])*)", text):
+        known = everywhere | options_of(COMMANDS[name].options) if name in COMMANDS else None
+        given = re.findall(r"(?<!\S)--([a-z_]+)", rest)
+        wrong += [f"ecgmm_{name} --{o}" for o in given if known is not None and o not in known]
+    return wrong
+
+
+TEXTS = sorted(
+    [*(ROOT / "ecgmm").glob("*.py"), *(ROOT / "nbs").glob("*.ipynb"), *ROOT.glob("*.md")]
+)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
+def test_commands_in_texts_have_the_options(path):
+    "What messages, pages and examples tell people to type can be typed."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = nbformat.reads(text, 4).cells
+        text = "\n".join(cell.source for cell in cells)
+    assert not wrong_options(text)
+
+
+def test_a_wrong_option_in_a_text_is_found():
+    text = "first (ecgmm_finetune --pretrained x --lr 1) or `ecgmm_predict --model m --lr 1`"
+    assert wrong_options(text) == ["ecgmm_finetune --pretrained", "ecgmm_predict --lr"]
 
 
 def test_ecgmm_lists_the_commands():
