@@ -178,7 +178,7 @@ class TrainSettings:
     warmup: float = 0.1  # share of the steps in which the learning rate climbs, 0 to below 1
     weight_decay: float = 0.01  # on weights, not on norms and biases (the paper: none)
     clip: float | None = 1.0  # largest norm of the gradient, above 0; None: no limit
-    precision: Literal["no", "bf16"] = "no"  # no: float32; bf16: mixed with 16-bit numbers
+    precision: Literal["no", "bf16"] = "no"  # float32, or mixed (a spectrogram on a CPU: float32)
     seed: int = 0  # of weights, order, windows and views; 0 to 4294967295
 
     def __post_init__(self):
