@@ -83,9 +83,9 @@ def noisy_views(modality):
     return (ViewGroup(2, signal=(add_noise,)),)
 
 
-def brier(y, prob, decided, labels):
+def brier(y, prob, decided, labels, known):
     "The mean squared error of the probabilities."
-    return float(((prob - y) ** 2).mean())
+    return float(((prob - y)[known] ** 2).mean())
 
 
 METHODS["agreement"] = Method(AgreementSettings, Agreement)
