@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from ecgmm import EcgmmError
 from ecgmm.finetune import finetune
@@ -33,13 +34,17 @@ from ecgmm.settings import (
 from ecgmm.store import prepare
 from ecgmm.synthetic import synthesize
 from ecgmm.thresholds import (
+    CALIBRATIONS,
+    INTERCEPTS,
     SEARCHES,
+    SLOPES,
     ChallengeGoal,
     best_threshold,
     calibrate,
     choose_decision,
     coordinate_ascent,
     decide,
+    exact_thresholds,
     find_cuts,
     fit_calibration,
     goal_name,
@@ -73,31 +78,106 @@ def test_nothing_known_of_a_class():
     for search in SEARCHES.values():
         thresholds = search(part, "auto")
         assert np.isfinite(thresholds).all()
-    assert fit_calibration(part)["temperature"][3] == 1
+    assert "IAVB" in fit_calibration(TUNE)["calibrated"]
+    for kind in CALIBRATIONS:
+        assert TUNE.labels.abbreviations[3] not in fit_calibration(part, kind)["calibrated"]
     assert np.isnan(expected_calibration_error(part)[3])
     assert len(reliability(part, 3).n) == 0
 
 
-@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def with_labels(y, prob):
+    "A fold of these labels and probabilities."
+    return replace(TUNE.take(slice(len(y))), y=y.astype(np.uint8), prob=prob)
+
+
+@pytest.mark.parametrize("kind", CALIBRATIONS)
 def test_few_or_separated_recordings(kind):
-    "A class with fewer than five positives stays as it is; no temperature falls to 0."
-    y, prob = np.zeros((20, 24), np.uint8), np.full((20, 24), 0.4)
-    y[:10], prob[:10] = 1, 0.6
-    y[:, 0] = np.arange(20) < 4
-    fold = replace(TUNE.take(slice(20)), y=y, prob=prob)
-    fitted = fit_calibration(fold, kind)
-    np.testing.assert_allclose(calibrate(fitted, prob)[:, 0], prob[:, 0], rtol=1e-12)
-    if kind == "temperature":
-        np.testing.assert_allclose(fitted["temperature"][1:], 0.25, atol=1e-3)
-    ends = np.array([[0.0] * 12 + [1.0] * 12])
-    assert (calibrate({"kind": "temperature", "temperature": [2.0] * 24}, ends) == ends).all()
+    "Where a fit has no end, or nothing to be fitted to, nothing is calibrated, and that is said."
+    y = np.zeros((20, 24), bool)
+    y[:10] = True
+    for labels in (y, np.zeros_like(y), np.ones_like(y)):
+        fold = with_labels(labels, np.where(y, 0.6, 0.4))
+        fitted = fit_calibration(fold, kind)
+        assert (calibrate(fitted, fold.prob) == fold.prob).all()
+        assert fitted["calibrated"] == [] and bool(fitted["note"]) == (kind != "none")
+
+
+@pytest.mark.parametrize("kind", CALIBRATIONS)
+@pytest.mark.parametrize("n", [1, 2, 5, 33, 200])
+def test_a_fit_stays_within_its_bounds(kind, n):
+    "Whatever the recordings: no slope and no intercept beyond the bounds, and JSON without NaN."
+    rng = np.random.default_rng(n)
+    for prevalence in (0.0, 0.02, 0.3, 1.0):
+        y = rng.random((n, 24)) < prevalence
+        for prob in (rng.random(y.shape), np.where(y, 0.9, 0.05), y * 1.0, 1.0 - y):
+            fitted = fit_calibration(with_labels(y, prob), kind)
+            json.dumps(fitted, allow_nan=False)
+            for field, (low, high) in (("slope", SLOPES), ("intercept", INTERCEPTS)):
+                values = np.array(fitted.get(field, [low]))
+                assert (low <= values).all() and (values <= high).all()
+            ends = np.array([[0.0] * 24, [1.0] * 24])
+            if kind != "isotonic":
+                assert (calibrate(fitted, ends) == ends).all()
+
+
+def test_the_default_does_no_harm_on_46_recordings():
+    "Over many folds of 46 recordings the mean unseen log loss is not above that of none."
+    change = []
+    for seed in range(100):
+        classifier, rng = simulate_classifier(seed), np.random.default_rng(seed)
+        fold, unseen = classifier.draw(46, rng), classifier.draw(1000, rng)
+        losses = []
+        for kind in ("none", ChoiceSettings().calibration):
+            prob = calibrate(fit_calibration(fold, kind), unseen.prob)
+            losses.append(-np.log(np.where(unseen.y, prob, 1 - prob)).mean())
+        change.append(losses[1] - losses[0])
+    assert np.mean(change) < 0
+
+
+def test_a_calibration_of_ones_own(monkeypatch):
+    "It is known to all of the choice by its name, and what it writes needs no function to be read."
+    half = {"slope": [0.5] * 24, "intercept": [0.0] * 24, "calibrated": [], "note": ""}
+    monkeypatch.setitem(CALIBRATIONS, "half", lambda fold: half)
+    decision = choose_decision(TUNE, ChoiceSettings(calibration="half"))
+    monkeypatch.delitem(CALIBRATIONS, "half")
+    prob, _ = decide(decision, TUNE.prob)
+    np.testing.assert_allclose(prob, expit(logit(TUNE.prob) / 2))
+    wrong = {"slope": [0.5], "intercept": [0.0]}
+    monkeypatch.setitem(CALIBRATIONS, "wrong", lambda fold: wrong)
+    with pytest.raises(EcgmmError, match="24 finite numbers in 'slope'"):
+        fit_calibration(TUNE, "wrong")
+
+
+@pytest.mark.parametrize("goal", ["youden", "cost=2", "f_beta", "sensitivity=1", "specificity=0.9"])
+def test_goals_know_what_is_unknown(goal):
+    "What stands in the place of an unknown label or its probability changes no threshold."
+    rng = np.random.default_rng(3)
+    known = rng.random(TUNE.y.shape) < 0.7
+    part = replace(TUNE, known=known)
+    other = part.with_prob(np.where(known, TUNE.prob, rng.random(known.shape)))
+    for search in SEARCHES.values():
+        assert (search(part, goal) == search(other, goal)).all()
+    least = exact_thresholds(part, "sensitivity=1")
+    assert not ((part.prob < least) & (part.y == 1)).any()
+
+
+@pytest.mark.parametrize("name", ["exact", "shrunk"])
+def test_a_limit_is_kept_whatever_the_pull(name):
+    thresholds = SEARCHES[name](TUNE, "sensitivity=0.9")
+    decided, y = TUNE.prob >= thresholds, TUNE.y == 1
+    assert ((y & decided).sum(0) >= 0.9 * y.sum(0)).all()
 
 
 @pytest.mark.parametrize(
     "call, words",
     [
         (lambda: shrunk_thresholds(TUNE, prior=-1), "prior must be above 0"),
-        (lambda: goal_name(TUNE.labels, "auroc"), "auto or one of challenge, f_measure"),
+        (lambda: goal_name(TUNE.labels, "auroc"), "one of auto, challenge, f_measure"),
+        (lambda: ChoiceSettings(goal="sensitivity=nan"), "above 0 and at most 1"),
+        (lambda: ChoiceSettings(goal="cost=inf"), "needs a number above 0"),
+        (lambda: ChoiceSettings(goal="f_beta="), "needs a number above 0"),
+        (lambda: ChoiceSettings(goal="auto=1"), "takes no value"),
+        (lambda: ChoiceSettings(uncertain=1.0), "above 0 and below 1"),
         (lambda: make_goal(TUNE.with_prob(TUNE.prob + 1)), "must be from 0 to 1"),
         (
             lambda: make_goal(replace(TUNE, y=np.zeros_like(TUNE.y))),
@@ -111,13 +191,19 @@ def test_few_or_separated_recordings(kind):
             lambda: coordinate_ascent(ChallengeGoal(TUNE), TUNE.prob, np.array([0.1, 0.2])),
             "24 finite thresholds are needed to start with",
         ),
-        (lambda: fit_calibration(TUNE, "platt"), "temperature, isotonic, none, got 'platt'"),
-        (lambda: calibrate({}, TUNE.prob), "temperature, isotonic, none, got None"),
-        (lambda: calibrate({"kind": "isotonic"}, TUNE.prob), "24 entries in 'x', got 0"),
+        (lambda: fit_calibration(TUNE, "beta"), "per-class, isotonic, got 'beta'"),
+        (lambda: calibrate({}, TUNE.prob), "a calibration needs a kind"),
         (
-            lambda: calibrate({"kind": "temperature", "temperature": [0.0] * 24}, TUNE.prob),
+            lambda: calibrate({"kind": "platt", "slope": [1.0] * 24}, TUNE.prob),
+            "24 finite numbers in 'intercept'",
+        ),
+        (
+            lambda: calibrate(
+                {"kind": "a", "slope": [0.0] * 24, "intercept": [0.0] * 24}, TUNE.prob
+            ),
             "must be above 0",
         ),
+        (lambda: calibrate({"kind": "a", "curves": [None]}, TUNE.prob), "24 entries in 'curves'"),
         (lambda: calibrate({"kind": "none"}, TUNE.prob[0]), "of shape (recordings, classes)"),
         (lambda: calibrate({"kind": "none"}, TUNE.prob * np.nan), "from 0 to 1"),
         (lambda: decide({"thresholds": [0.5]}, TUNE.prob), "24 finite thresholds"),
