@@ -662,7 +662,7 @@ def class_temperatures(
     slopes, own = np.full(len(fold.labels), pooled), []
     positive = fold.y.astype(bool)
     for k in np.flatnonzero(_enough(fold)) if not note else ():
-        known = fold.known[:, k]
+        known = np.asarray(fold.known)[:, k]
         found = fit_platt(positive[known, k], fold.prob[known, k], intercept=False)
         if found:
             trust = positive[:, k].sum() / (positive[:, k].sum() + prior)
@@ -681,7 +681,7 @@ def isotonic_curves(
     curves: list[list[list[float]] | None] = [None] * len(fold.labels)
     enough = np.flatnonzero(_enough(fold, least))
     for k in enough:
-        known = fold.known[:, k]
+        known = np.asarray(fold.known)[:, k]
         curves[k] = fit_isotonic(fold.y[known, k] == 1, fold.prob[known, k])
     own = [fold.labels.abbreviations[k] for k in enough]
     return pooled_platt(fold) | {"curves": curves, "calibrated": own}
@@ -806,7 +806,9 @@ def fit_band(
     wanted: float,  # the share of all known labels that may be answered wrongly, above 0, below 1
 ) -> dict[str, Any]:  # plain JSON: "wanted", "band" (in logits), "patients", "coverage", "error"
     "The narrowest band around the thresholds outside of which few enough answers are wrong."
-    counted = fold.known & (thresholds <= 1)  # a class that is not decided is not answered
+    counted = np.asarray(fold.known) & (
+        thresholds <= 1
+    )  # a class that is not decided is not answered
     margin = np.abs(_margin(fold.prob, thresholds))
     wrong = counted & (decided != fold.y.astype(bool))
     patient = np.unique(fold.group, return_inverse=True)[1]
@@ -823,8 +825,8 @@ def fit_band(
     bands = np.append(0, np.maximum(margin[wrong][order], 1e-9))
     band = float(bands[np.argmax(left <= wanted * (n + 1) - 1 + 1e-9)])
     answered = counted & (margin > band) if band else counted
-    error = (wrong & answered).sum() / answered.sum() if answered.any() else None
-    coverage = answered.sum() / counted.sum()
+    error = float((wrong & answered).sum() / answered.sum()) if answered.any() else None
+    coverage = float(answered.sum() / counted.sum())
     return dict(wanted=wanted, band=band, patients=n, coverage=coverage, error=error)
 
 # %% ../nbs/50_thresholds.ipynb #50a0000e
