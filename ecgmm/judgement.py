@@ -344,7 +344,7 @@ def choose(
         judgement = judge(
             read_predictions(predictions),
             choice,
-            trained_positives=read_config(model).get("trained_positives"),
+            trained_positives=_trained_positives(model),
             draws=draws,
             seed=seed,
         )
@@ -353,6 +353,11 @@ def choose(
             save_decision(model, judgement.for_model())
         run.write(file.name, json.dumps(judgement.to_dict(), indent=1, allow_nan=False) + "\n")
     return judgement
+
+
+def _trained_positives(model):
+    "How many recordings have each class where a model was trained; None where it is not noted."
+    return read_config(model).get("trained_positives")
 
 
 def _judgement_file(model, choice):
@@ -379,6 +384,43 @@ def _interval_line(interval):
     return f"{title} on test: 95 % interval {interval['low']:.3f} to {interval['high']:.3f}"
 
 
+def _decision_lines(decision):
+    "Which classes are decided and calibrated."
+    undecided, calibration = decision["undecided"], decision["calibration"]
+    n, used, kind = len(decision["thresholds"]), decision["choice"], calibration["kind"]
+    fitted = f", {len(calibration['calibrated'])} of {n} classes with enough recordings for it"
+    if kind == "none" or calibration["note"]:
+        fitted = f": {calibration['note']}" if calibration["note"] else ""
+    left_out = ", ".join(f"{name} ({reason})" for name, reason in undecided.items())
+    return [
+        f"search {used['search']}, goal {used['goal']}, calibration {kind}{fitted}",
+        f"decides {n - len(undecided)} of {n} classes" + (left_out and f", not {left_out}"),
+    ]
+
+
+def _exclusive_lines(judgement):
+    "Rhythms that exclude each other, and what deciding one alone costs."
+    title, lines = METRICS[judgement.interval["metric"]].title, []
+    for role, found in judgement.exclusive.items():
+        several = f"{found['together']} recordings with two rhythms or more"
+        scores = f"{title} {found['free']:.4f}, {found['exclusive']:.4f} with one rhythm at most"
+        lines.append(f"{role}: {several} (labels: {found['labelled']}); {scores}")
+    return lines
+
+
+def _band_lines(judgement):
+    "How much is answered, and how much of that is wrong."
+    band = judgement.decision["uncertain"]
+    if not band:
+        return []
+    wanted = f"uncertain: at most {band['wanted']:g} of all answers wrong, band {band['band']:.2f}"
+    shares = [
+        f"{role} {found['coverage']:.3f} answered, {found['error']:.4f} of these wrong"
+        for role, found in judgement.uncertain.items()
+    ]
+    return [f"{wanted}; {'; '.join(shares)}"]
+
+
 def ecgmm_thresholds(
     options: ThresholdsOptions,
 ) -> None:
@@ -388,13 +430,19 @@ def ecgmm_thresholds(
     model, predictions = chosen_files(options.model, choice.best_by)
     used = judgement.decision["choice"]
     print(f"{model}, the epoch chosen by {used['best_by']} on {judgement.epoch_by}")
-    print(f"calibration {used['calibration']}, search {used['search']}, goal {used['goal']}")
+    print(*_decision_lines(judgement.decision), sep="\n")
     reports = judgement.reports
     if judgement.optimistic:
-        held_out = judge(read_predictions(predictions), replace(choice, protocol="held-out"))
+        held_out = judge(
+            read_predictions(predictions),
+            replace(choice, protocol="held-out"),
+            trained_positives=_trained_positives(model),
+            draws=1,
+        )
         reports = {"held-out": held_out.reports["test"], "paper": reports["test"]}
     print(_table(reports))
     print(_interval_line(judgement.interval))
+    print(*_exclusive_lines(judgement), *_band_lines(judgement), sep="\n")
     if judgement.optimistic:
         print("paper: chosen on the test recordings that are reported, so it is optimistic;")
         print("nothing was written into the model folder")

@@ -420,7 +420,7 @@ def coordinate_ascent(
     *,
     sweeps: int = 100,  # at most
 ) -> np.ndarray:  # (K,) thresholds from 0 to 1, or just above 1 for "never"
-    "Move one threshold at a time until none gains; a class that no recording has stays."
+    "Move one threshold at a time until none gains; a class with nothing to go by stays."
     thresholds = np.array(start, dtype=np.float64)
     if thresholds.shape != prob.shape[1:] or not np.isfinite(thresholds).all():
         raise EcgmmError(
@@ -428,7 +428,7 @@ def coordinate_ascent(
         )
     objective.take(prob >= thresholds)
     cuts = [find_cuts(p, known) for p, known in zip(prob.T, objective.known.T, strict=True)]
-    moving = np.flatnonzero(objective.y.any(axis=0))
+    moving = np.flatnonzero(objective.y.any(axis=0) & (prob > 0).any(axis=0))
     for _ in range(1 if objective.separable else sweeps):
         improved = [_improve(objective, prob, thresholds, k, cuts[k]) for k in moving]
         if not any(improved):

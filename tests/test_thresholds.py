@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 
 from ecgmm import EcgmmError
 from ecgmm.finetune import finetune
+from ecgmm.folder import read_config
 from ecgmm.judgement import (
     chosen_files,
     choose,
@@ -36,6 +37,7 @@ from ecgmm.synthetic import synthesize
 from ecgmm.thresholds import (
     CALIBRATIONS,
     INTERCEPTS,
+    NEVER,
     SEARCHES,
     SLOPES,
     ChallengeGoal,
@@ -45,12 +47,15 @@ from ecgmm.thresholds import (
     coordinate_ascent,
     decide,
     exact_thresholds,
+    exclusive_groups,
     find_cuts,
+    fit_band,
     fit_calibration,
     goal_name,
     make_goal,
     shrunk_thresholds,
     simulate_classifier,
+    uncertain,
 )
 
 CLASSIFIER = simulate_classifier(0)
@@ -231,6 +236,78 @@ def test_a_search_of_ones_own_that_returns_too_few(monkeypatch):
         choose_decision(TUNE, ChoiceSettings(search="mine"))
 
 
+@pytest.mark.parametrize("wanted", [0.03, 0.05, 0.2])
+def test_the_share_of_wrong_answers_that_was_promised(wanted):
+    "Over many folds, and thresholds from elsewhere, other patients get no more wrong answers."
+    thresholds = shrunk_thresholds(TUNE)
+    rng, risks = np.random.default_rng(5), []
+    unseen = CLASSIFIER.draw(2000, rng)
+    wrong = (unseen.prob >= thresholds) != unseen.y
+    for _ in range(60):
+        fold = CLASSIFIER.draw(50, rng)
+        decided = fold.prob >= thresholds
+        found = fit_band(fold, decided, thresholds=thresholds, wanted=wanted)
+        decision = {"thresholds": thresholds, "uncertain": found}
+        risks.append((wrong & ~uncertain(decision, unseen.prob)).mean())
+    assert np.mean(risks) <= wanted
+
+
+def test_patients_of_several_recordings_promise_no_more():
+    "Four identical recordings of each patient give the band of one; a smaller share, a wider one."
+    decided, t = TUNE.prob >= 0.2, np.full(24, 0.2)
+    fourfold = TUNE.take(np.repeat(np.arange(200), 4))
+    bands = []
+    for wanted in (0.2, 0.05, 0.02):
+        once = fit_band(TUNE, decided, thresholds=t, wanted=wanted)
+        several = fit_band(fourfold, np.repeat(decided, 4, 0), thresholds=t, wanted=wanted)
+        assert several == pytest.approx(once)
+        bands.append(once["band"])
+    assert bands == sorted(bands) and bands[0] < bands[-1]
+    few = TUNE.take(slice(30))
+    with pytest.raises(EcgmmError, match="from 99 patients in tune on, here there are 30"):
+        fit_band(few, decided[:30], thresholds=t, wanted=0.01)
+
+
+def test_what_is_unknown_or_not_decided_is_not_uncertain_either():
+    known = np.random.default_rng(1).random(TUNE.y.shape) < 0.6
+    part, t = replace(TUNE, known=known), np.full(24, 0.2)
+    t[3] = NEVER
+    other = part.with_prob(np.where(known, TUNE.prob, 0.21))
+    bands = [fit_band(p, p.prob >= t, thresholds=t, wanted=0.02) for p in (part, other)]
+    assert bands[0] == bands[1] and bands[0]["band"] > 0
+    near = uncertain({"thresholds": t, "uncertain": bands[0]}, TUNE.prob)
+    assert near.any() and not near[:, 3].any()
+
+
+def test_one_of_each_group_whatever_the_probabilities():
+    groups = exclusive_groups(TUNE.labels)
+    rng = np.random.default_rng(0)
+    for t in (np.zeros(24), np.ones(24), rng.random(24), np.full(24, NEVER)):
+        for prob in (rng.random((50, 24)), rng.integers(0, 2, (50, 24)) * 1.0):
+            free = prob >= t
+            alone = decide({"thresholds": t, "exclusive": groups}, prob)[1]
+            several = free[:, groups[0]].sum(1)
+            assert (alone[:, groups[0]].sum(1) == np.minimum(several, 1)).all()
+            assert not (alone & ~free).any()
+
+
+def test_a_class_that_is_not_decided_leaves_the_search_of_the_others():
+    "It stands at never while they are searched, so what is searched is what is reached."
+    learned = np.full(24, 9)
+    rhythm = TUNE.labels.index("NSR")
+    learned[rhythm] = 2
+    choice = ChoiceSettings(calibration="none", search="exact")
+    decision = choose_decision(TUNE, choice, trained_positives=learned)
+    assert decision["undecided"] == {"NSR": "2 positives in train"}
+    t = np.array(decision["thresholds"])
+    assert t[rhythm] == NEVER
+    goal = ChallengeGoal(TUNE)
+    reached = goal.score(TUNE.prob >= t)
+    for k in np.flatnonzero(np.arange(24) != rhythm):
+        for value in (*np.quantile(TUNE.prob[:, k], np.linspace(0, 1, 30)), 2):
+            assert goal.score(TUNE.prob >= np.where(np.arange(24) == k, value, t)) <= reached + 1e-9
+
+
 def test_patients_of_several_recordings_are_drawn_as_a_whole():
     "The interval follows the groups, whatever numbers they have and in whatever order they stand."
     decided = TEST.prob >= 0.2
@@ -330,6 +407,51 @@ def test_labels_without_a_reward_matrix():
     assert choose_decision(TUNE)["choice"]["goal"] == "challenge"
 
 
+def test_classes_are_decided_by_what_was_trained_on(run, monkeypatch):
+    "The numbers stand in the model's config; the decision, the card and what is printed say them."
+    positives = [50] * 23 + [2]
+    config = read_config(run / "model")
+    monkeypatch.setattr(
+        "ecgmm.judgement.read_config", lambda model: config | {"trained_positives": positives}
+    )
+    judgement = choose(run, draws=5)
+    assert judgement.decision["undecided"] == {"TInv": "2 positives in train"}
+    assert read_config(run / "model")["thresholds"][-1] == NEVER
+    card = (run / "model" / "README.md").read_text()
+    assert "| TInv | 59931005 | T wave inversion | not decided (2 positives in train) |" in card
+    assert "It decides 23 of 24 classes; the others had fewer than 3 recordings" in card
+    assert not judgement.decided[:, -1].any()
+
+
+def test_one_rhythm_and_uncertain_answers_on_the_command_line(run, monkeypatch, capsys):
+    words = ["--model", run, "--exclusive", "--uncertain", "0.4", "--no-undecided"]
+    words += ["--calibration", "temperature", "--goal", "sensitivity=0.8"]
+    monkeypatch.setattr(sys, "argv", ["ecgmm_thresholds", *map(str, words)])
+    main()
+    out, card = capsys.readouterr().out, (run / "model" / "README.md").read_text()
+    assert "goal sensitivity=0.8, calibration temperature" in out
+    assert "decides 24 of 24 classes\n" in out
+    assert "uncertain: at most 0.4 of all answers wrong" in out
+    assert out.count("with one rhythm at most") == 2
+    assert "Of AF, AFL, SB, NSR, STach only one is decided" in card
+    assert "So at most 0.4 of all answers should be wrong" in card
+    config = read_config(run / "model")
+    prob = read_predictions(run / "predictions.npz")["test"].prob
+    _, decided = decide(config, prob)
+    rhythms = exclusive_groups(Labels.challenge2020())
+    assert decided[:, rhythms[0]].sum(1).max() <= 1
+    measured = json.loads((run / "thresholds.json").read_text())["measured"]
+    assert set(measured["exclusive"]) == set(measured["uncertain"]) == {"tune", "test"}
+
+
+def test_a_wrong_goal_is_said_at_once(run, monkeypatch, capsys):
+    words = ["ecgmm_thresholds", "--model", str(run), "--goal", "sensitivity=90"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    assert "goal sensitivity=VALUE needs a number above 0" in capsys.readouterr().err
+
+
 def test_the_card_names_the_metric_of_the_interval(run):
     for goal, title in (("f_measure", "F1"), ("challenge", "Challenge score")):
         choose(run, ChoiceSettings(goal=goal), draws=20)
@@ -342,7 +464,7 @@ def test_a_search_of_ones_own_on_the_command_line(run, tmp_path, monkeypatch, ca
         "from ecgmm.thresholds import SEARCHES\n"
         "SEARCHES['mine'] = lambda fold, goal: [0.25] * len(fold.labels)\n"
     )
-    words = ["--import", part, "--model", run / "model", "--search", "mine"]
+    words = ["--import", part, "--model", run / "model", "--search", "mine", "--no-undecided"]
     monkeypatch.setattr(sys, "argv", ["ecgmm_thresholds", *map(str, words)])
     try:
         main()
