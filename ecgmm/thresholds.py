@@ -806,9 +806,8 @@ def fit_band(
     wanted: float,  # the share of all known labels that may be answered wrongly, above 0, below 1
 ) -> dict[str, Any]:  # plain JSON: "wanted", "band" (in logits), "patients", "coverage", "error"
     "The narrowest band around the thresholds outside of which few enough answers are wrong."
-    counted = np.asarray(fold.known) & (
-        thresholds <= 1
-    )  # a class that is not decided is not answered
+    # a class that is not decided is not answered
+    counted = np.asarray(fold.known) & (thresholds <= 1)
     margin = np.abs(_margin(fold.prob, thresholds))
     wrong = counted & (decided != fold.y.astype(bool))
     patient = np.unique(fold.group, return_inverse=True)[1]
@@ -884,6 +883,8 @@ def search_thresholds(
     searched = fold.with_prob(np.where(never, 0, fold.prob))
     thresholds = np.asarray(SEARCHES[search](searched, goal), dtype=np.float64)
     _check_thresholds(thresholds, len(fold.labels))
+    if ((thresholds < 0) | (thresholds > NEVER)).any():
+        raise EcgmmError(f"thresholds must be from 0 to 1, the search {search!r} gave {thresholds}")
     return np.where(never, NEVER, thresholds)
 
 
