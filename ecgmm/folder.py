@@ -7,6 +7,7 @@ __all__ = ['MODEL_FILES', 'model_card', 'save_model', 'read_config', 'weights_di
 
 # %% ../nbs/14_folder.ipynb #14f00004
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from . import EcgmmError, __version__
 from .data import FS, LEADS
 from .labels import Labels
-from .metrics import METRICS
+from .metrics import METRICS, MIN_POSITIVES
 from .models import Classifier
 from .runs import Run, StrPath, file_error, fingerprint, read_marker, write_whole
 
@@ -32,7 +33,11 @@ _DECISION, _DECISION_FORMAT = "decision.json", "ecgmm decision 1"
 _LISTS = ("seen.csv", "patients.csv")  # what the model has seen, if that is noted
 MODEL_FILES = (*_FILES, _DECISION, *_LISTS, "run.json")  # all that a model folder may hold
 # these a decision may overrule where the config has them; no other field
-_DECIDED = ("thresholds", "calibration", "choice", "metrics")
+_DECIDED = (
+    *("thresholds", "calibration", "choice", "metrics"),
+    *("undecided", "exclusive", "uncertain", "clinical"),
+)
+_NEVER = math.nextafter(1, 2)  # the threshold of a class that is not decided
 _LONGEST = 4 << 20  # bytes of a JSON file, and of the header of the weights
 _LARGEST = 1 << 25  # numbers in a model: 134 MB; the paper's fusion has 23 million
 _WINDOW = (25, 6000)  # samples in a window: 0.25 s to a minute
@@ -75,12 +80,16 @@ def _check_thresholds(thresholds, config, where):
     labels = _labels(config, where)
     if labels is None:
         raise EcgmmError(f"{where}: a model without labels has no thresholds")
-    numbers = isinstance(thresholds, list) and all(
-        type(t) in (int, float) and abs(t) <= 1e9 for t in thresholds
-    )
-    if not numbers or len(thresholds) != len(labels):
+    numbers = isinstance(thresholds, list) and all(type(t) in (int, float) for t in thresholds)
+    if not numbers or len(thresholds) != len(labels) or not all(map(math.isfinite, thresholds)):
         got = str(thresholds)[:60]
         raise EcgmmError(f"{where}: {len(labels)} finite thresholds are needed, got {got}")
+    beyond = [t for t in thresholds if not 0 <= t <= _NEVER]
+    if beyond:
+        raise EcgmmError(
+            f"{where}: thresholds must be from 0 to 1, or just above 1 for a class that is not "
+            f"decided, got {beyond[0]}"
+        )
 
 
 def _text(value, what):
@@ -154,14 +163,71 @@ def _training(config):
 
 
 def _classes(config):
-    "The table of outputs and thresholds, and the calibration."
+    "The table of outputs and thresholds, and what is done with the probabilities."
     head = "| output | code | name | decided where the probability is at least |\n|---|---|---|---|"
-    pairs = zip(_labels(config).items, config["thresholds"], strict=True)
-    rows = [f"| {k.abbreviation} | {k.code} | {k.name} | {t:.3f} |" for k, t in pairs]
-    calibrated = "Probabilities are as the network gives them, not calibrated."
-    if config.get("calibration"):
-        calibrated = f"Probabilities are calibrated first: {config['calibration']['kind']}."
-    return ["\n".join([head, *rows]), calibrated]
+    undecided = config.get("undecided", {})
+    rows = []
+    for k, t in zip(_labels(config).items, config["thresholds"], strict=True):
+        reason = f" ({undecided[k.abbreviation]})" if k.abbreviation in undecided else ""
+        shown = f"{t:.3f}" if t <= 1 else f"not decided{reason}"
+        rows.append(f"| {k.abbreviation} | {k.code} | {k.name} | {shown} |")
+    sentences = [_how_many(config), _calibration(config), _one_of_each(config), _band(config)]
+    return ["\n".join([head, *rows]), *filter(None, sentences)]
+
+
+def _how_many(config):
+    "For how many classes there is an answer."
+    decided = sum(t <= 1 for t in config["thresholds"])
+    sentence = f"It decides {decided} of {len(config['thresholds'])} classes"
+    if not config.get("undecided"):
+        return sentence + "."
+    return (
+        f"{sentence}; the others had fewer than {MIN_POSITIVES} recordings to learn from, and are "
+        "never reported, whatever their probability."
+    )
+
+
+def _calibration(config):
+    "What is done with the probabilities of the network."
+    calibration = config.get("calibration") or {"kind": "none"}
+    kind, note = calibration["kind"], calibration.get("note")
+    if kind == "none" or note:
+        return "Probabilities are as the network gives them, not calibrated" + (
+            f": {note}." if note else "."
+        )
+    own, n = calibration.get("calibrated", []), len(config["thresholds"])
+    slopes, shifts = calibration.get("slope", [1]), calibration.get("intercept", [0])
+    pooled = len(set(slopes)) == len(set(shifts)) == 1 and not any(calibration.get("curves") or ())
+    how = f"{kind}, fitted to {len(own)} of {n} classes by themselves"
+    if pooled:
+        how = (
+            f"{kind}, one slope ({slopes[0]:.2f}) and intercept ({shifts[0]:.2f}) of the logit for "
+            f"all classes, of which {len(own)} of {n} had {MIN_POSITIVES} recordings or more in tune"
+        )
+    return f"Probabilities are calibrated first: {how}."
+
+
+def _one_of_each(config):
+    "Which classes exclude each other."
+    names = _labels(config).abbreviations
+    groups = [", ".join(names[k] for k in group) for group in config.get("exclusive", ())]
+    return " ".join(
+        f"Of {group} only one is decided: the one with the largest odds against its threshold."
+        for group in groups
+    )
+
+
+def _band(config):
+    "How near to a threshold an answer is uncertain."
+    found = config.get("uncertain")
+    if not found:
+        return ""
+    wrong = "none is answered" if found["error"] is None else f"{found['error']:.3f} are wrong"
+    return (
+        f"Uncertain is a probability within {found['band']:.2f} (in logits) of its threshold. So "
+        f"at most {found['wanted']:g} of all answers should be wrong; on the {found['patients']} "
+        f"patients of tune {found['coverage']:.3f} are answered, of which {wrong}."
+    )
 
 
 def _scores(metrics):
@@ -192,7 +258,8 @@ def _protocol(config):
     if choice:
         sentences.append(
             f"Protocol: {choice.get('protocol')}; search of the thresholds: "
-            f"{choice.get('search')}; epoch: best by {choice.get('best_by')}."
+            f"{choice.get('search')}; goal: {choice.get('goal')}; epoch: best by "
+            f"{choice.get('best_by')}."
         )
     interval = config["metrics"].get("interval") or {}
     if interval.get("low") is not None:
@@ -454,9 +521,110 @@ def _described(folder):
     _check_sums(folder, "config field", _checksums(config), noted["config"])
     return config, shapes, noted
 
+# %% ../nbs/14_folder.ipynb #14f00034
+_CALIBRATION = ("kind", "slope", "intercept", "curves", "calibrated", "note")
+_BAND = ("wanted", "band", "patients", "coverage", "error")
+
+
+def _wrong(where, field, needed, got):
+    "The error of a field that is not what it should be."
+    return EcgmmError(f"{where}: the field {field!r} must be {needed}, got {str(got)[:60]}")
+
+
+def _are_numbers(values, n, low=-1e9, high=1e9):
+    "A list of n numbers between two others."
+    numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+    return numbers and len(values) == n and all(low <= v <= high for v in values)
+
+
+def _is_curve(curve):
+    "Null, or two lists of numbers from 0 to 1 that rise."
+    if curve is None:
+        return True
+    if not isinstance(curve, list) or len(curve) != 2 or not isinstance(curve[0], list):
+        return False
+    numbers = all(_are_numbers(axis, len(curve[0]), 0, 1) for axis in curve)
+    return numbers and len(curve[0]) > 0 and all(axis == sorted(axis) for axis in curve)
+
+
+def _check_calibration(value, names, where):
+    "Slopes, intercepts and curves, one for each class, and nothing unknown."
+    n, known = len(names), isinstance(value, dict) and set(value) <= set(_CALIBRATION)
+    if not known or not isinstance(value.get("kind"), str):
+        raise _wrong(where, "calibration", f"an object of {', '.join(_CALIBRATION)}", value)
+    for field, low in (("slope", 1e-9), ("intercept", -1e9)):
+        if ("slope" in value) + ("intercept" in value) and not _are_numbers(
+            value.get(field), n, low
+        ):
+            raise _wrong(where, f"calibration: {field}", f"{n} numbers", value.get(field))
+    curves = value.get("curves", [])
+    if not isinstance(curves, list) or len(curves) not in (0, n) or not all(map(_is_curve, curves)):
+        raise _wrong(where, "calibration: curves", f"{n} rising curves or null", curves)
+    own = value.get("calibrated", [])
+    if not isinstance(own, list) or not all(name in names for name in own):
+        raise _wrong(where, "calibration: calibrated", "abbreviations of classes", own)
+    if not isinstance(value.get("note", ""), str):
+        raise _wrong(where, "calibration: note", "a text", value["note"])
+
+
+def _check_choice(value, names, where):
+    "Settings: names and plain values."
+    plain_types = (str, int, float, bool, type(None))
+    if not isinstance(value, dict) or any(type(v) not in plain_types for v in value.values()):
+        raise _wrong(where, "choice", "settings with plain values", value)
+
+
+def _check_metrics(value, names, where):
+    "An object; what is in it, is for people."
+    if not isinstance(value, dict):
+        raise _wrong(where, "metrics", "an object of metrics by role", value)
+
+
+def _check_undecided(value, names, where):
+    "A reason for each of some classes."
+    right = isinstance(value, dict) and all(
+        name in names and isinstance(reason, str) for name, reason in value.items()
+    )
+    if not right:
+        raise _wrong(where, "undecided", "a reason for each class that is not decided", value)
+
+
+def _check_exclusive(value, names, where):
+    "Lists of two columns or more."
+    columns = range(len(names))
+    right = isinstance(value, list) and all(
+        isinstance(group, list)
+        and len(set(map(str, group))) == len(group) > 1
+        and all(type(k) is int and k in columns for k in group)
+        for group in value
+    )
+    if not right:
+        raise _wrong(where, "exclusive", f"groups of columns from 0 to {len(names) - 1}", value)
+
+
+def _check_uncertain(value, names, where):
+    "Null, or a band and what was measured with it."
+    if value is None:
+        return
+    if not isinstance(value, dict) or set(value) != set(_BAND):
+        raise _wrong(where, "uncertain", f"null or an object of {', '.join(_BAND)}", value)
+    numbers = [value[name] for name in _BAND if (name, value[name]) != ("error", None)]
+    if not _are_numbers(numbers, len(numbers), 0):
+        raise _wrong(where, "uncertain", "numbers from 0 on", value)
+
+
+_CHECKS: dict[str, Callable] = {
+    "calibration": _check_calibration,
+    "choice": _check_choice,
+    "metrics": _check_metrics,
+    "undecided": _check_undecided,
+    "exclusive": _check_exclusive,
+    "uncertain": _check_uncertain,
+}
+
 # %% ../nbs/14_folder.ipynb #14f00018
 def _check_decision(decision, config, where):
-    "A decision may not change what the model is."
+    "A decision may not change what the model is, and each field is what it should be."
     if not isinstance(decision, dict) or not decision:
         got = str(decision)[:60]
         raise EcgmmError(
@@ -470,6 +638,22 @@ def _check_decision(decision, config, where):
             )
     if "thresholds" in decision:
         _check_thresholds(decision["thresholds"], config, where)
+    labels = _labels(config, where)
+    names = labels.abbreviations if labels is not None else ()
+    for field in _CHECKS.keys() & decision.keys():
+        _CHECKS[field](decision[field], names, where)
+    _check_never(decision, names, where)
+
+
+def _check_never(decision, names, where):
+    "The threshold of a class that is not decided is above 1."
+    thresholds = dict(zip(names, decision.get("thresholds", ()), strict=False))
+    for name in decision.get("undecided", ()):
+        if thresholds.get(name, 2) <= 1:
+            raise EcgmmError(
+                f"{where}: {name} is not decided and has the threshold {thresholds[name]}: one "
+                "just above 1 is needed"
+            )
 
 
 def _read_decision(file, config, noted):
@@ -518,8 +702,8 @@ def weights_digest(
 
 def save_decision(
     folder: str | Path,  # a model folder
-    # "thresholds" (one for each class), "calibration", "choice", "metrics", and what is worth
-    # knowing, JSON only
+    # "thresholds" (one for each class), "calibration", "choice", "metrics", "undecided",
+    # "exclusive", "uncertain", and what else is worth knowing, JSON only
     decision: dict,
     # where, if elsewhere: nothing in the model folder is touched then
     file: str | Path | None = None,

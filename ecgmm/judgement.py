@@ -21,10 +21,19 @@ from matplotlib.figure import Figure
 
 from . import EcgmmError
 from .metrics import METRICS, Predictions, bootstrap_interval, load_predictions
-from .folder import save_decision
+from .folder import read_config, save_decision
 from .runs import Run, finished, plain
 from .settings import ChoiceSettings, ThresholdsOptions
-from .thresholds import SEARCHES, Decision, calibrate, choose_decision
+from ecgmm.thresholds import (
+    SEARCHES,
+    Decision,
+    choose_decision,
+    decide,
+    exclusive_groups,
+    goal_metric,
+    search_thresholds,
+    uncertain,
+)
 
 # %% ../nbs/51_judgement.ipynb #51a00007
 class Bins(NamedTuple):
@@ -109,13 +118,13 @@ def metric_interval(
     draws: int = 1000,  # of the bootstrap
     seed: int = 0,  # of these draws
 ) -> tuple[float, float]:  # both ends of the 95 % interval, NaN where there is none
-    "How far a metric would vary with other patients."
-    complete = np.asarray(predictions.known).all(axis=1)
-    p = predictions.take(complete)
-    arrays = p.y.astype(bool), p.prob, decided[complete]
+    "How far a metric would vary with other patients; what is unknown does not count."
+    at = np.asarray(predictions.known).any(axis=1)
+    p = predictions.take(at)
+    arrays = p.y.astype(bool), p.prob, decided[at], np.asarray(p.known)
 
-    def value(y, prob, decided):
-        return METRICS[metric].function(y, prob, decided, p.labels)
+    def value(y, prob, decided, known):
+        return METRICS[metric].function(y, prob, decided, p.labels, known)
 
     if len(np.unique(p.group)) < FEWEST_PATIENTS or np.isnan(value(*arrays)):
         return np.nan, np.nan
@@ -133,6 +142,10 @@ class Judgement:
     reports: dict[str, dict[str, float]]  # role -> name in `METRICS` -> value
     interval: dict[str, Any]  # of test: "metric", "low" and "high", see `metric_interval`
     searches: dict[str, dict[str, float]]  # search -> role -> the same metric
+    # role -> the same metric of decisions that are "free" and "exclusive", and recordings with two
+    # rhythms or more that are "together" decided, and "labelled"; empty without such groups
+    exclusive: dict[str, dict[str, float]]
+    uncertain: dict[str, dict[str, float]]  # role -> "coverage", "error"; empty without a band
     prob: np.ndarray  # (N, K) calibrated probabilities of the test recordings
     decided: np.ndarray  # (N, K) bool: decisions about them
 
@@ -154,6 +167,7 @@ class Judgement:
             "optimistic": self.optimistic,
             **self.for_model(),
             "searches": plain(self.searches),
+            "measured": plain({"exclusive": self.exclusive, "uncertain": self.uncertain}),
         }
 
 # %% ../nbs/51_judgement.ipynb #51a00019
@@ -171,41 +185,84 @@ def _folds(predictions, protocol):
     return {"tune": predictions["tune"], "test": test}
 
 
-def _compare_searches(folds, chosen_on, goal):
-    "The goal's metric of every search, by role."
+def _compare_searches(folds, chosen_on, decision, metric):
+    "A metric of every search, by role; all else as decided."
+    goal, undecided = decision["choice"]["goal"], decision["undecided"]
+    q, _ = decide(decision, folds[chosen_on].prob)
+    fold = folds[chosen_on].with_prob(q)
     searches: dict[str, dict[str, float]] = {}
-    for name, search in SEARCHES.items():
-        thresholds = np.asarray(search(folds[chosen_on], goal))
-        reports = {role: fold.report(fold.prob >= thresholds) for role, fold in folds.items()}
-        searches[name] = {role: values[goal] for role, values in reports.items()}
+    for name in SEARCHES:
+        t = search_thresholds(fold, name, goal=goal, undecided=undecided)
+        other = {**decision, "thresholds": t}
+        reports = {role: p.report(decide(other, p.prob)[1]) for role, p in folds.items()}
+        searches[name] = {role: values[metric] for role, values in reports.items()}
     return searches
+
+
+def _compare_exclusive(fold, decision, metric):
+    "What it costs to decide one of several rhythms that exclude each other."
+    groups = exclusive_groups(fold.labels)
+    free, alone = (decide({**decision, "exclusive": g}, fold.prob)[1] for g in ([], groups))
+    several = [
+        np.any([d[:, group].sum(axis=1) > 1 for group in groups], axis=0)
+        for d in (free & fold.known, fold.y)
+    ]
+    return {
+        "free": fold.report(free)[metric],
+        "exclusive": fold.report(alone)[metric],
+        "together": int(several[0].sum()),
+        "labelled": int(several[1].sum()),
+    }
+
+
+def _measure_band(fold, decision):
+    "The share of decisions that are given as answers, and how many of these are wrong."
+    _, decided = decide(decision, fold.prob)
+    counted = fold.known & (np.array(decision["thresholds"]) <= 1)
+    answered = counted & ~uncertain(decision, fold.prob)
+    wrong = answered & (decided != fold.y.astype(bool))
+    with np.errstate(invalid="ignore"):
+        return {
+            "coverage": float(answered.sum() / counted.sum()),
+            "error": float(wrong.sum() / answered.sum()),
+        }
 
 
 def judge(
     predictions: dict[str, Predictions],  # "test"; "tune" for held-out; "paper" where there is one
     choice: ChoiceSettings = ChoiceSettings(),
     *,
+    # (K,) how many recordings have each class where the weights were trained; those of tune if None
+    trained_positives: Sequence[int] | None = None,
     draws: int = 1000,  # of the bootstrap, over patients
     seed: int = 0,  # of these draws
 ) -> Judgement:
     "Choose by a protocol, and report on test."
     folds = _folds(predictions, choice.protocol)
     chosen_on = "tune" if choice.protocol == "held-out" else "test"
-    decision = choose_decision(folds[chosen_on], choice)
-    goal, thresholds = decision["choice"]["goal"], np.array(decision["thresholds"])
-    calibration = decision["calibration"]
-    folds = {r: fold.with_prob(calibrate(calibration, fold.prob)) for r, fold in folds.items()}
-    decided = {role: fold.prob >= thresholds for role, fold in folds.items()}
-    low, high = metric_interval(folds["test"], decided["test"], goal, draws=draws, seed=seed)
+    decision = choose_decision(folds[chosen_on], choice, trained_positives=trained_positives)
+    labels = folds["test"].labels
+    metric = goal_metric(labels, decision["choice"]["goal"])
+    prob, decided = decide(decision, folds["test"].prob)
+    reports = {}
+    for role, fold in folds.items():
+        q, d = decide(decision, fold.prob)
+        reports[role] = fold.with_prob(q).report(d)
+    low, high = metric_interval(
+        folds["test"].with_prob(prob), decided, metric, draws=draws, seed=seed
+    )
+    groups, band = labels.exclusive, decision["uncertain"]
     return Judgement(
         decision,
         chosen_on=chosen_on,
         epoch_by="test" if chosen_on == "test" and "paper" in predictions else "tune",
-        reports={role: fold.report(decided[role]) for role, fold in folds.items()},
-        interval={"metric": goal, "low": low, "high": high},
-        searches=_compare_searches(folds, chosen_on, goal),
-        prob=folds["test"].prob,
-        decided=decided["test"],
+        reports=reports,
+        interval={"metric": metric, "low": low, "high": high},
+        searches=_compare_searches(folds, chosen_on, decision, metric),
+        exclusive={r: _compare_exclusive(p, decision, metric) for r, p in folds.items() if groups},
+        uncertain={r: _measure_band(p, decision) for r, p in folds.items() if band},
+        prob=prob,
+        decided=decided,
     )
 
 # %% ../nbs/51_judgement.ipynb #51a0001e
@@ -220,17 +277,24 @@ def average_runs(
 def judge_both(
     predictions: dict[str, Predictions],  # see `judge`
     choice: ChoiceSettings = ChoiceSettings(),  # of the held-out protocol
-    **bootstrap: int,  # `draws` and `seed` of `judge`
+    **options: Any,  # `trained_positives`, `draws` and `seed` of `judge`
 ) -> dict[str, Judgement]:  # "held-out", and "paper" where something can be chosen on test
-    "By both protocols, the paper's with its five values and without calibration."
-    held_out = replace(choice, protocol="held-out")
-    paper = replace(choice, protocol="paper", search="official", calibration="none")
-    judgements = {"held-out": judge(predictions, held_out, **bootstrap)}
-    goal = judgements["held-out"].interval["metric"]
+    "By both protocols, the paper's with its five values, without calibration, and for all classes."
     test = predictions["test"]
+    metric = goal_metric(test.labels, choice.goal)
+    held_out = replace(choice, protocol="held-out")
+    paper = ChoiceSettings(
+        best_by=choice.best_by,
+        protocol="paper",
+        search="official",
+        calibration="none",
+        goal=metric,
+        undecided=False,
+    )
+    judgements = {"held-out": judge(predictions, held_out, **options)}
     # where perfect decisions have no score (normal recordings alone), none can be chosen
-    if not np.isnan(test.report(test.y)[goal]):
-        judgements["paper"] = judge(predictions, paper, **bootstrap)
+    if not np.isnan(test.report(test.y)[metric]):
+        judgements["paper"] = judge(predictions, paper, **options)
     return judgements
 
 # %% ../nbs/51_judgement.ipynb #51a00021
@@ -277,12 +341,23 @@ def choose(
     "Calibration and thresholds for a finished run, written into it."
     model, predictions = chosen_files(folder, choice.best_by)
     with Run.reopen(model.parent, "classifier") as run:  # nobody trains here meanwhile
-        judgement = judge(read_predictions(predictions), choice, draws=draws, seed=seed)
+        judgement = judge(
+            read_predictions(predictions),
+            choice,
+            trained_positives=_trained_positives(model),
+            draws=draws,
+            seed=seed,
+        )
         file = run.path(_judgement_file(model, choice))  # refuses a file that is not ours
         if choice.protocol == "held-out":
             save_decision(model, judgement.for_model())
         run.write(file.name, json.dumps(judgement.to_dict(), indent=1, allow_nan=False) + "\n")
     return judgement
+
+
+def _trained_positives(model):
+    "How many recordings have each class where a model was trained; None where it is not noted."
+    return read_config(model).get("trained_positives")
 
 
 def _judgement_file(model, choice):
@@ -309,6 +384,43 @@ def _interval_line(interval):
     return f"{title} on test: 95 % interval {interval['low']:.3f} to {interval['high']:.3f}"
 
 
+def _decision_lines(decision):
+    "Which classes are decided and calibrated."
+    undecided, calibration = decision["undecided"], decision["calibration"]
+    n, used, kind = len(decision["thresholds"]), decision["choice"], calibration["kind"]
+    fitted = f", {len(calibration['calibrated'])} of {n} classes with enough recordings for it"
+    if kind == "none" or calibration["note"]:
+        fitted = f": {calibration['note']}" if calibration["note"] else ""
+    left_out = ", ".join(f"{name} ({reason})" for name, reason in undecided.items())
+    return [
+        f"search {used['search']}, goal {used['goal']}, calibration {kind}{fitted}",
+        f"decides {n - len(undecided)} of {n} classes" + (left_out and f", not {left_out}"),
+    ]
+
+
+def _exclusive_lines(judgement):
+    "Rhythms that exclude each other, and what deciding one alone costs."
+    title, lines = METRICS[judgement.interval["metric"]].title, []
+    for role, found in judgement.exclusive.items():
+        several = f"{found['together']} recordings with two rhythms or more"
+        scores = f"{title} {found['free']:.4f}, {found['exclusive']:.4f} with one rhythm at most"
+        lines.append(f"{role}: {several} (labels: {found['labelled']}); {scores}")
+    return lines
+
+
+def _band_lines(judgement):
+    "How much is answered, and how much of that is wrong."
+    band = judgement.decision["uncertain"]
+    if not band:
+        return []
+    wanted = f"uncertain: at most {band['wanted']:g} of all answers wrong, band {band['band']:.2f}"
+    shares = [
+        f"{role} {found['coverage']:.3f} answered, {found['error']:.4f} of these wrong"
+        for role, found in judgement.uncertain.items()
+    ]
+    return [f"{wanted}; {'; '.join(shares)}"]
+
+
 def ecgmm_thresholds(
     options: ThresholdsOptions,
 ) -> None:
@@ -318,13 +430,19 @@ def ecgmm_thresholds(
     model, predictions = chosen_files(options.model, choice.best_by)
     used = judgement.decision["choice"]
     print(f"{model}, the epoch chosen by {used['best_by']} on {judgement.epoch_by}")
-    print(f"calibration {used['calibration']}, search {used['search']}, goal {used['goal']}")
+    print(*_decision_lines(judgement.decision), sep="\n")
     reports = judgement.reports
     if judgement.optimistic:
-        held_out = judge(read_predictions(predictions), replace(choice, protocol="held-out"))
+        held_out = judge(
+            read_predictions(predictions),
+            replace(choice, protocol="held-out"),
+            trained_positives=_trained_positives(model),
+            draws=1,
+        )
         reports = {"held-out": held_out.reports["test"], "paper": reports["test"]}
     print(_table(reports))
     print(_interval_line(judgement.interval))
+    print(*_exclusive_lines(judgement), *_band_lines(judgement), sep="\n")
     if judgement.optimistic:
         print("paper: chosen on the test recordings that are reported, so it is optimistic;")
         print("nothing was written into the model folder")

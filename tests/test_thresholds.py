@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from ecgmm import EcgmmError
 from ecgmm.finetune import finetune
+from ecgmm.folder import read_config
 from ecgmm.judgement import (
     chosen_files,
     choose,
@@ -33,19 +35,27 @@ from ecgmm.settings import (
 from ecgmm.store import prepare
 from ecgmm.synthetic import synthesize
 from ecgmm.thresholds import (
+    CALIBRATIONS,
+    INTERCEPTS,
+    NEVER,
     SEARCHES,
+    SLOPES,
     ChallengeGoal,
     best_threshold,
     calibrate,
     choose_decision,
     coordinate_ascent,
     decide,
+    exact_thresholds,
+    exclusive_groups,
     find_cuts,
+    fit_band,
     fit_calibration,
     goal_name,
     make_goal,
     shrunk_thresholds,
     simulate_classifier,
+    uncertain,
 )
 
 CLASSIFIER = simulate_classifier(0)
@@ -73,31 +83,106 @@ def test_nothing_known_of_a_class():
     for search in SEARCHES.values():
         thresholds = search(part, "auto")
         assert np.isfinite(thresholds).all()
-    assert fit_calibration(part)["temperature"][3] == 1
+    assert "IAVB" in fit_calibration(TUNE)["calibrated"]
+    for kind in CALIBRATIONS:
+        assert TUNE.labels.abbreviations[3] not in fit_calibration(part, kind)["calibrated"]
     assert np.isnan(expected_calibration_error(part)[3])
     assert len(reliability(part, 3).n) == 0
 
 
-@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def with_labels(y, prob):
+    "A fold of these labels and probabilities."
+    return replace(TUNE.take(slice(len(y))), y=y.astype(np.uint8), prob=prob)
+
+
+@pytest.mark.parametrize("kind", CALIBRATIONS)
 def test_few_or_separated_recordings(kind):
-    "A class with fewer than five positives stays as it is; no temperature falls to 0."
-    y, prob = np.zeros((20, 24), np.uint8), np.full((20, 24), 0.4)
-    y[:10], prob[:10] = 1, 0.6
-    y[:, 0] = np.arange(20) < 4
-    fold = replace(TUNE.take(slice(20)), y=y, prob=prob)
-    fitted = fit_calibration(fold, kind)
-    np.testing.assert_allclose(calibrate(fitted, prob)[:, 0], prob[:, 0], rtol=1e-12)
-    if kind == "temperature":
-        np.testing.assert_allclose(fitted["temperature"][1:], 0.25, atol=1e-3)
-    ends = np.array([[0.0] * 12 + [1.0] * 12])
-    assert (calibrate({"kind": "temperature", "temperature": [2.0] * 24}, ends) == ends).all()
+    "Where a fit has no end, or nothing to be fitted to, nothing is calibrated, and that is said."
+    y = np.zeros((20, 24), bool)
+    y[:10] = True
+    for labels in (y, np.zeros_like(y), np.ones_like(y)):
+        fold = with_labels(labels, np.where(y, 0.6, 0.4))
+        fitted = fit_calibration(fold, kind)
+        assert (calibrate(fitted, fold.prob) == fold.prob).all()
+        assert fitted["calibrated"] == [] and bool(fitted["note"]) == (kind != "none")
+
+
+@pytest.mark.parametrize("kind", CALIBRATIONS)
+@pytest.mark.parametrize("n", [1, 2, 5, 33, 200])
+def test_a_fit_stays_within_its_bounds(kind, n):
+    "Whatever the recordings: no slope and no intercept beyond the bounds, and JSON without NaN."
+    rng = np.random.default_rng(n)
+    for prevalence in (0.0, 0.02, 0.3, 1.0):
+        y = rng.random((n, 24)) < prevalence
+        for prob in (rng.random(y.shape), np.where(y, 0.9, 0.05), y * 1.0, 1.0 - y):
+            fitted = fit_calibration(with_labels(y, prob), kind)
+            json.dumps(fitted, allow_nan=False)
+            for field, (low, high) in (("slope", SLOPES), ("intercept", INTERCEPTS)):
+                values = np.array(fitted.get(field, [low]))
+                assert (low <= values).all() and (values <= high).all()
+            ends = np.array([[0.0] * 24, [1.0] * 24])
+            if kind != "isotonic":
+                assert (calibrate(fitted, ends) == ends).all()
+
+
+def test_the_default_does_no_harm_on_46_recordings():
+    "Over many folds of 46 recordings the mean unseen log loss is not above that of none."
+    change = []
+    for seed in range(100):
+        classifier, rng = simulate_classifier(seed), np.random.default_rng(seed)
+        fold, unseen = classifier.draw(46, rng), classifier.draw(1000, rng)
+        losses = []
+        for kind in ("none", ChoiceSettings().calibration):
+            prob = calibrate(fit_calibration(fold, kind), unseen.prob)
+            losses.append(-np.log(np.where(unseen.y, prob, 1 - prob)).mean())
+        change.append(losses[1] - losses[0])
+    assert np.mean(change) < 0
+
+
+def test_a_calibration_of_ones_own(monkeypatch):
+    "It is known to all of the choice by its name, and what it writes needs no function to be read."
+    half = {"slope": [0.5] * 24, "intercept": [0.0] * 24, "calibrated": [], "note": ""}
+    monkeypatch.setitem(CALIBRATIONS, "half", lambda fold: half)
+    decision = choose_decision(TUNE, ChoiceSettings(calibration="half"))
+    monkeypatch.delitem(CALIBRATIONS, "half")
+    prob, _ = decide(decision, TUNE.prob)
+    np.testing.assert_allclose(prob, expit(logit(TUNE.prob) / 2))
+    wrong = {"slope": [0.5], "intercept": [0.0]}
+    monkeypatch.setitem(CALIBRATIONS, "wrong", lambda fold: wrong)
+    with pytest.raises(EcgmmError, match="24 finite numbers in 'slope'"):
+        fit_calibration(TUNE, "wrong")
+
+
+@pytest.mark.parametrize("goal", ["youden", "cost=2", "f_beta", "sensitivity=1", "specificity=0.9"])
+def test_goals_know_what_is_unknown(goal):
+    "What stands in the place of an unknown label or its probability changes no threshold."
+    rng = np.random.default_rng(3)
+    known = rng.random(TUNE.y.shape) < 0.7
+    part = replace(TUNE, known=known)
+    other = part.with_prob(np.where(known, TUNE.prob, rng.random(known.shape)))
+    for search in SEARCHES.values():
+        assert (search(part, goal) == search(other, goal)).all()
+    least = exact_thresholds(part, "sensitivity=1")
+    assert not ((part.prob < least) & (part.y == 1)).any()
+
+
+@pytest.mark.parametrize("name", ["exact", "shrunk"])
+def test_a_limit_is_kept_whatever_the_pull(name):
+    thresholds = SEARCHES[name](TUNE, "sensitivity=0.9")
+    decided, y = TUNE.prob >= thresholds, TUNE.y == 1
+    assert ((y & decided).sum(0) >= 0.9 * y.sum(0)).all()
 
 
 @pytest.mark.parametrize(
     "call, words",
     [
         (lambda: shrunk_thresholds(TUNE, prior=-1), "prior must be above 0"),
-        (lambda: goal_name(TUNE.labels, "auroc"), "auto or one of challenge, f_measure"),
+        (lambda: goal_name(TUNE.labels, "auroc"), "one of auto, challenge, f_measure"),
+        (lambda: ChoiceSettings(goal="sensitivity=nan"), "above 0 and at most 1"),
+        (lambda: ChoiceSettings(goal="cost=inf"), "needs a number above 0"),
+        (lambda: ChoiceSettings(goal="f_beta="), "needs a number above 0"),
+        (lambda: ChoiceSettings(goal="auto=1"), "takes no value"),
+        (lambda: ChoiceSettings(uncertain=1.0), "above 0 and below 1"),
         (lambda: make_goal(TUNE.with_prob(TUNE.prob + 1)), "must be from 0 to 1"),
         (
             lambda: make_goal(replace(TUNE, y=np.zeros_like(TUNE.y))),
@@ -111,13 +196,19 @@ def test_few_or_separated_recordings(kind):
             lambda: coordinate_ascent(ChallengeGoal(TUNE), TUNE.prob, np.array([0.1, 0.2])),
             "24 finite thresholds are needed to start with",
         ),
-        (lambda: fit_calibration(TUNE, "platt"), "temperature, isotonic, none, got 'platt'"),
-        (lambda: calibrate({}, TUNE.prob), "temperature, isotonic, none, got None"),
-        (lambda: calibrate({"kind": "isotonic"}, TUNE.prob), "24 entries in 'x', got 0"),
+        (lambda: fit_calibration(TUNE, "beta"), "per-class, isotonic, got 'beta'"),
+        (lambda: calibrate({}, TUNE.prob), "a calibration needs a kind"),
         (
-            lambda: calibrate({"kind": "temperature", "temperature": [0.0] * 24}, TUNE.prob),
+            lambda: calibrate({"kind": "platt", "slope": [1.0] * 24}, TUNE.prob),
+            "24 finite numbers in 'intercept'",
+        ),
+        (
+            lambda: calibrate(
+                {"kind": "a", "slope": [0.0] * 24, "intercept": [0.0] * 24}, TUNE.prob
+            ),
             "must be above 0",
         ),
+        (lambda: calibrate({"kind": "a", "curves": [None]}, TUNE.prob), "24 entries in 'curves'"),
         (lambda: calibrate({"kind": "none"}, TUNE.prob[0]), "of shape (recordings, classes)"),
         (lambda: calibrate({"kind": "none"}, TUNE.prob * np.nan), "from 0 to 1"),
         (lambda: decide({"thresholds": [0.5]}, TUNE.prob), "24 finite thresholds"),
@@ -143,6 +234,78 @@ def test_a_search_of_ones_own_that_returns_too_few(monkeypatch):
     monkeypatch.setitem(SEARCHES, "mine", lambda fold, goal: [0.5])
     with pytest.raises(EcgmmError, match="24 finite thresholds are needed"):
         choose_decision(TUNE, ChoiceSettings(search="mine"))
+
+
+@pytest.mark.parametrize("wanted", [0.03, 0.05, 0.2])
+def test_the_share_of_wrong_answers_that_was_promised(wanted):
+    "Over many folds, and thresholds from elsewhere, other patients get no more wrong answers."
+    thresholds = shrunk_thresholds(TUNE)
+    rng, risks = np.random.default_rng(5), []
+    unseen = CLASSIFIER.draw(2000, rng)
+    wrong = (unseen.prob >= thresholds) != unseen.y
+    for _ in range(60):
+        fold = CLASSIFIER.draw(50, rng)
+        decided = fold.prob >= thresholds
+        found = fit_band(fold, decided, thresholds=thresholds, wanted=wanted)
+        decision = {"thresholds": thresholds, "uncertain": found}
+        risks.append((wrong & ~uncertain(decision, unseen.prob)).mean())
+    assert np.mean(risks) <= wanted
+
+
+def test_patients_of_several_recordings_promise_no_more():
+    "Four identical recordings of each patient give the band of one; a smaller share, a wider one."
+    decided, t = TUNE.prob >= 0.2, np.full(24, 0.2)
+    fourfold = TUNE.take(np.repeat(np.arange(200), 4))
+    bands = []
+    for wanted in (0.2, 0.05, 0.02):
+        once = fit_band(TUNE, decided, thresholds=t, wanted=wanted)
+        several = fit_band(fourfold, np.repeat(decided, 4, 0), thresholds=t, wanted=wanted)
+        assert several == pytest.approx(once)
+        bands.append(once["band"])
+    assert bands == sorted(bands) and bands[0] < bands[-1]
+    few = TUNE.take(slice(30))
+    with pytest.raises(EcgmmError, match="from 99 patients in tune on, here there are 30"):
+        fit_band(few, decided[:30], thresholds=t, wanted=0.01)
+
+
+def test_what_is_unknown_or_not_decided_is_not_uncertain_either():
+    known = np.random.default_rng(1).random(TUNE.y.shape) < 0.6
+    part, t = replace(TUNE, known=known), np.full(24, 0.2)
+    t[3] = NEVER
+    other = part.with_prob(np.where(known, TUNE.prob, 0.21))
+    bands = [fit_band(p, p.prob >= t, thresholds=t, wanted=0.02) for p in (part, other)]
+    assert bands[0] == bands[1] and bands[0]["band"] > 0
+    near = uncertain({"thresholds": t, "uncertain": bands[0]}, TUNE.prob)
+    assert near.any() and not near[:, 3].any()
+
+
+def test_one_of_each_group_whatever_the_probabilities():
+    groups = exclusive_groups(TUNE.labels)
+    rng = np.random.default_rng(0)
+    for t in (np.zeros(24), np.ones(24), rng.random(24), np.full(24, NEVER)):
+        for prob in (rng.random((50, 24)), rng.integers(0, 2, (50, 24)) * 1.0):
+            free = prob >= t
+            alone = decide({"thresholds": t, "exclusive": groups}, prob)[1]
+            several = free[:, groups[0]].sum(1)
+            assert (alone[:, groups[0]].sum(1) == np.minimum(several, 1)).all()
+            assert not (alone & ~free).any()
+
+
+def test_a_class_that_is_not_decided_leaves_the_search_of_the_others():
+    "It stands at never while they are searched, so what is searched is what is reached."
+    learned = np.full(24, 9)
+    rhythm = TUNE.labels.index("NSR")
+    learned[rhythm] = 2
+    choice = ChoiceSettings(calibration="none", search="exact")
+    decision = choose_decision(TUNE, choice, trained_positives=learned)
+    assert decision["undecided"] == {"NSR": "2 positives in train"}
+    t = np.array(decision["thresholds"])
+    assert t[rhythm] == NEVER
+    goal = ChallengeGoal(TUNE)
+    reached = goal.score(TUNE.prob >= t)
+    for k in np.flatnonzero(TUNE.y.any(0) & (np.arange(24) != rhythm)):
+        for value in (*np.quantile(TUNE.prob[:, k], np.linspace(0, 1, 30)), 2):
+            assert goal.score(TUNE.prob >= np.where(np.arange(24) == k, value, t)) <= reached + 1e-9
 
 
 def test_patients_of_several_recordings_are_drawn_as_a_whole():
@@ -244,6 +407,51 @@ def test_labels_without_a_reward_matrix():
     assert choose_decision(TUNE)["choice"]["goal"] == "challenge"
 
 
+def test_classes_are_decided_by_what_was_trained_on(run, monkeypatch):
+    "The numbers stand in the model's config; the decision, the card and what is printed say them."
+    positives = [50] * 23 + [2]
+    config = read_config(run / "model")
+    monkeypatch.setattr(
+        "ecgmm.judgement.read_config", lambda model: config | {"trained_positives": positives}
+    )
+    judgement = choose(run, draws=5)
+    assert judgement.decision["undecided"] == {"TInv": "2 positives in train"}
+    assert read_config(run / "model")["thresholds"][-1] == NEVER
+    card = (run / "model" / "README.md").read_text()
+    assert "| TInv | 59931005 | T wave inversion | not decided (2 positives in train) |" in card
+    assert "It decides 23 of 24 classes; the others had fewer than 3 recordings" in card
+    assert not judgement.decided[:, -1].any()
+
+
+def test_one_rhythm_and_uncertain_answers_on_the_command_line(run, monkeypatch, capsys):
+    words = ["--model", run, "--exclusive", "--uncertain", "0.4", "--no-undecided"]
+    words += ["--calibration", "temperature", "--goal", "sensitivity=0.8"]
+    monkeypatch.setattr(sys, "argv", ["ecgmm_thresholds", *map(str, words)])
+    main()
+    out, card = capsys.readouterr().out, (run / "model" / "README.md").read_text()
+    assert "goal sensitivity=0.8, calibration temperature" in out
+    assert "decides 24 of 24 classes\n" in out
+    assert "uncertain: at most 0.4 of all answers wrong" in out
+    assert out.count("with one rhythm at most") == 2
+    assert "Of AF, AFL, SB, NSR, STach only one is decided" in card
+    assert "So at most 0.4 of all answers should be wrong" in card
+    config = read_config(run / "model")
+    prob = read_predictions(run / "predictions.npz")["test"].prob
+    _, decided = decide(config, prob)
+    rhythms = exclusive_groups(Labels.challenge2020())
+    assert decided[:, rhythms[0]].sum(1).max() <= 1
+    measured = json.loads((run / "thresholds.json").read_text())["measured"]
+    assert set(measured["exclusive"]) == set(measured["uncertain"]) == {"tune", "test"}
+
+
+def test_a_wrong_goal_is_said_at_once(run, monkeypatch, capsys):
+    words = ["ecgmm_thresholds", "--model", str(run), "--goal", "sensitivity=90"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    assert "goal sensitivity=VALUE needs a number above 0" in capsys.readouterr().err
+
+
 def test_the_card_names_the_metric_of_the_interval(run):
     for goal, title in (("f_measure", "F1"), ("challenge", "Challenge score")):
         choose(run, ChoiceSettings(goal=goal), draws=20)
@@ -256,7 +464,7 @@ def test_a_search_of_ones_own_on_the_command_line(run, tmp_path, monkeypatch, ca
         "from ecgmm.thresholds import SEARCHES\n"
         "SEARCHES['mine'] = lambda fold, goal: [0.25] * len(fold.labels)\n"
     )
-    words = ["--import", part, "--model", run / "model", "--search", "mine"]
+    words = ["--import", part, "--model", run / "model", "--search", "mine", "--no-undecided"]
     monkeypatch.setattr(sys, "argv", ["ecgmm_thresholds", *map(str, words)])
     try:
         main()
