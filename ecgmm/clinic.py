@@ -16,9 +16,17 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from scipy.special import expit
+from scipy.stats import t as student_t
 
 from . import EcgmmError
-from .intervals import auroc_interval, clustered_interval, effective_n, macro_auroc
+from ecgmm.intervals import (
+    FEWEST_PATIENTS,
+    auroc_interval,
+    clustered_interval,
+    effective_n,
+    macro_auroc,
+)
 from .metrics import MIN_POSITIVES, Predictions, operating_points, per_class
 
 # %% ../nbs/51_clinic.ipynb #e56d6ae0
@@ -45,9 +53,9 @@ def _shares(y, decided, known) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _cell_losses(p: Predictions) -> dict[str, np.ndarray]:
     "Brier score and log loss of each recording and class, NaN where the label is unknown."
-    right = np.where(p.y, p.prob, 1 - p.prob)
+    known, right = np.asarray(p.known), np.where(p.y, p.prob, 1 - p.prob)
     losses = {"brier": (1 - right) ** 2, "log_loss": -np.log(np.clip(right, 0.001, 1))}
-    return {name: np.where(p.known, loss, np.nan) for name, loss in losses.items()}
+    return {name: np.where(known, loss, np.nan) for name, loss in losses.items()}
 
 
 def _mean_known(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -68,7 +76,7 @@ def clinical_table(
     group, labels = predictions.group, predictions.labels
     ranked = per_class(y, predictions.prob, known)
     counts = {"n": known.sum(axis=0), "positives": y.sum(axis=0), "decided": decided.sum(axis=0)}
-    figures = {}
+    figures: dict[str, np.ndarray] = {}
     for name, (hits, among) in _shares(y, decided, known).items():
         share = clustered_interval(hits, among, group, level=level)
         figures |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
@@ -156,8 +164,11 @@ def _logistic_fit(x, y, offset, group) -> tuple[np.ndarray, np.ndarray]:
     "Coefficients (P,) of a logistic regression, and their standard errors over groups."
     beta = np.zeros(x.shape[1])
     for _ in range(30):  # Newton's steps
-        q = 1 / (1 + np.exp(-(x @ beta + offset)))
-        inverse = np.linalg.pinv((x * (q * (1 - q))[:, None]).T @ x)
+        q = expit(x @ beta + offset)
+        weight = q * (1 - q)
+        if weight.max() < 1e-6:  # labels and probabilities agree so well that no slope fits best
+            break
+        inverse = np.linalg.pinv((x * weight[:, None]).T @ x)
         step = inverse @ (x.T @ (y - q))
         beta = beta + step.clip(-2, 2)
         if np.abs(step).max() < 1e-8:
@@ -166,7 +177,7 @@ def _logistic_fit(x, y, offset, group) -> tuple[np.ndarray, np.ndarray]:
             sums = np.stack([np.bincount(ids, column) for column in pull.T], axis=1)
             meat = sums.T @ sums * len(sums) / max(len(sums) - 1, 1)
             return beta, np.sqrt(np.diag(inverse @ meat @ inverse))
-    return np.full((2, x.shape[1]), np.nan)[0], np.full(x.shape[1], np.nan)
+    return np.full_like(beta, np.nan), np.full_like(beta, np.nan)
 
 
 def calibration_slope(
@@ -176,14 +187,16 @@ def calibration_slope(
     known = np.asarray(predictions.known)
     y, prob = predictions.y[known].astype(float), predictions.prob[known].clip(1e-6, 1 - 1e-6)
     if min(y.sum(), (1 - y).sum()) < MIN_POSITIVES:
-        return Calibration(*[np.nan] * 6)
+        return Calibration._make([np.nan] * 6)
     group = np.broadcast_to(predictions.group[:, None], known.shape)[known]
     logit, ones = np.log(prob / (1 - prob)), np.ones((len(y), 1))
     (a,), (a_error,) = _logistic_fit(ones, y, logit, group)
     both = np.column_stack([logit, ones])
     (b, _), (b_error, _) = _logistic_fit(both, y, np.zeros(len(y)), group)
-    ends = [v + side * 1.96 * e for v, e in ((b, b_error), (a, a_error)) for side in (-1, 1)]
-    return Calibration(float(b), *map(float, ends[:2]), float(a), *map(float, ends[2:]))
+    patients = len(np.unique(group))
+    reach = student_t.ppf(0.975, patients - 1) if patients >= FEWEST_PATIENTS else np.nan
+    ends = [[v, v - reach * e, v + reach * e] for v, e in ((b, b_error), (a, a_error))]
+    return Calibration._make(map(float, np.concatenate(ends)))
 
 # %% ../nbs/51_clinic.ipynb #e877734a
 def _columns(
@@ -225,7 +238,7 @@ def _draw_reliability(ax, bins: Bins, name: str, counts: bool) -> None:
     reach = np.abs(np.stack([bins.low, bins.high]) - bins.share)
     ax.errorbar(bins.prob, bins.share, reach, fmt="o-", ms=4, lw=1, elinewidth=0.8, label=name)
     for x, n in zip(bins.prob, bins.n) if counts else ():
-        ax.text(x, 1.05, n, fontsize=6, ha="center", rotation=60 if n > 99 else 0)
+        ax.text(x, 1.06, n, fontsize=6.5, ha="center", rotation=90 if n > 9999 else 0)
 
 
 def plot_reliability(
@@ -335,7 +348,7 @@ def _calibration_verdict(f: dict[str, float]) -> str:
         "too low on the whole": f["intercept_low"] > 0,
     }
     found = [words for words, there in faults.items() if there]
-    if np.isnan(f["slope"]):
+    if np.isnan(f["slope_low"]):
         return "there are too few recordings for a line through the probabilities"
     return "the probabilities are " + (" and ".join(found) or "true as far as these can tell")
 
@@ -426,6 +439,7 @@ def treat_all(
 
 # %% ../nbs/51_clinic.ipynb #1153dad6
 DECISION_POSITIVES = 10  # positive recordings from which on a decision curve is drawn
+_GRID = tuple(np.arange(1, 61) / 100)  # thresholds
 
 
 def _draw_benefit(ax, y, prob, decided, grid) -> None:
@@ -444,7 +458,7 @@ def plot_decision_curves(
     decided: np.ndarray | None = None,  # (N, K) bool: its own line, for fixed decisions
     classes: Iterable[str] | None = None,  # None: the six most frequent with enough positives
     *,
-    grid: Sequence[float] = tuple(k / 100 for k in range(1, 61)),  # thresholds
+    grid: Sequence[float] = _GRID,  # thresholds
 ) -> Figure:
     "Net benefit against threshold, for classes with at least `DECISION_POSITIVES` positives."
     columns = _columns(predictions, classes, least=DECISION_POSITIVES)
@@ -456,7 +470,7 @@ def plot_decision_curves(
         _draw_benefit(ax, y, predictions.prob[at, k], said, np.asarray(grid))
     for ax in axes[:, 0]:
         ax.set_ylabel("net benefit")
-    axes[0, 0].legend(fontsize=7)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 # %% ../nbs/51_clinic.ipynb #5cbe63d8
@@ -476,8 +490,9 @@ def _subgroup(p: Predictions, decided, draws: int, seed: int) -> dict[str, float
     "The row of some recordings."
     y, decided, known = _checked(p, decided)
     m = macro_auroc(p, draws=draws, seed=seed)
-    row = {"n": len(p), "patients": len(np.unique(p.group)), "positives": int(y.sum())}
-    row |= {"classes": m.n_classes, "auroc": m.value, "auroc_low": m.low, "auroc_high": m.high}
+    row: dict[str, float] = {"n": len(p), "patients": len(np.unique(p.group))}
+    row |= {"positives": int(y.sum()), "classes": m.n_classes}
+    row |= {"auroc": m.value, "auroc_low": m.low, "auroc_high": m.high}
     shares = _shares(y, decided, known)
     for name in ("sensitivity", "specificity"):
         hits, among = (a.sum(axis=1, keepdims=True) for a in shares[name])
