@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMULA', 'CLASSES', 'ABBREVIATIONS', 'LABELS', 'Label', 'normalise_spelling', 'vocabulary', 'find_codes', 'Labels',
-           'tables', 'code_names', 'ptbxl_codes', 'find_labels']
+           'tables', 'code_names', 'mistaken_codes', 'ptbxl_codes', 'find_labels']
 
 # %% ../nbs/01_labels.ipynb #0a010004
 import json
@@ -62,9 +62,54 @@ def vocabulary(
     return codes
 
 # %% ../nbs/01_labels.ipynb #0a01000c
-_NO_DIAGNOSIS = {"", "unknown", "nan", "none"}  # what files write where there is nothing to write
+_NO_DIAGNOSIS = {
+    "",
+    "unknown",
+    "nan",
+    "none",
+    "null",
+    "n/a",
+}  # what files write where there is nothing to write
 FORMULA = "=+-@"  # a spreadsheet takes a cell that begins with one of these for a formula
-_PIECES = 4  # the most pieces between separators that make up one name
+_PIECES = 4  # the most pieces between separators, or words, that make up one name
+_WRAPPING = "\"'`[](){} \t"  # what stands around a code in an export, and says nothing
+_FILLERS = {"and", "snomed", "snomedct", "sct", "ct"}  # words between codes that name no diagnosis
+
+
+def _unwrapped(piece: str) -> str:
+    "A piece without quotes and brackets, and a code that a spreadsheet took for a number."
+    piece = piece.strip(_WRAPPING)
+    if re.fullmatch(r"\d+\.0+|\d\.\d+[eE]\+?\d\d?", piece):
+        return f"{float(piece):.0f}"
+    return piece
+
+
+def _lookup(piece: str, words: dict[str, str]) -> str | None:
+    "The code of a spelling, as it is or unwrapped; None if it is not known."
+    spellings = normalise_spelling(piece), normalise_spelling(_unwrapped(piece))
+    return next((words[s] for s in spellings if s in words), None)
+
+
+def _longest(parts: list[str], words: dict[str, str]) -> tuple[str | None, int]:
+    "The code of the longest known run from the first part on, and the length of that run."
+    for n in range(min(_PIECES, len(parts)), 0, -1):
+        if code := _lookup(" ".join(parts[:n]), words):
+            return code, n
+    return None, 1
+
+
+def _by_words(piece: str, words: dict[str, str]) -> list[str]:
+    "The codes of a piece in which every word belongs to a known spelling; none if one does not."
+    parts = [_unwrapped(w) for w in re.split(r"[\s_/+&:-]+", _unwrapped(piece))]
+    parts = [w for w in parts if w and w.casefold() not in _FILLERS]
+    codes = []
+    while parts:
+        code, n = _longest(parts, words)
+        if code is None:
+            return []
+        codes.append(code)
+        parts = parts[n:]
+    return codes
 
 
 def find_codes(
@@ -73,17 +118,15 @@ def find_codes(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:  # codes, and pieces that were not understood
     "Look up each diagnosis of a text."
     pieces = [piece.strip() for piece in re.split(r"[,;|\r\n]", text)]
-    pieces = [piece for piece in pieces if normalise_spelling(piece) not in _NO_DIAGNOSIS]
-    codes, not_understood, at = [], [], 0
-    while at < len(pieces):
-        for n in range(_PIECES, 0, -1):
-            spelling = normalise_spelling(" ".join(pieces[at : at + n]))
-            if spelling in words and at + n <= len(pieces):
-                codes.append(words[spelling])
-                break
-        else:
-            not_understood.append(pieces[at])
-        at += n
+    nothing = _NO_DIAGNOSIS
+    pieces = [p for p in pieces if normalise_spelling(_unwrapped(p)) not in nothing]
+    codes, not_understood = [], []
+    while pieces:
+        code, n = _longest(pieces, words)
+        found = [code] if code else _by_words(pieces[0], words)
+        codes += found
+        not_understood += [] if found else [pieces[0]]
+        pieces = pieces[n:]
     return tuple(dict.fromkeys(codes)), tuple(dict.fromkeys(not_understood))
 
 # %% ../nbs/01_labels.ipynb #0a01000f
@@ -191,6 +234,10 @@ class Labels:
         return vocabulary((*self.items, *self.others))
 
     @cached_property
+    def _codes(self) -> frozenset[str]:
+        return frozenset(self._words.values())
+
+    @cached_property
     def _columns(self) -> dict[str, int]:
         return {c: k for k, item in enumerate(self.items) for c in (item.code, *item.same_as)}
 
@@ -209,6 +256,13 @@ class Labels:
         y = np.zeros(len(self), np.uint8)
         y[[self._columns[code] for code in codes if code in self._columns]] = 1
         return y
+
+    def understood(
+        self,
+        codes: Iterable[str],  # of one recording
+    ) -> bool:
+        "Whether one of the codes at least is in the list, as a class or as another diagnosis."
+        return not self._codes.isdisjoint(codes)
 
     def to_dict(self) -> dict:  # plain JSON
         "All content, for a file."
@@ -418,6 +472,22 @@ def code_names() -> dict[str, str]:  # code -> name: 27 codes of the 24 classes 
 # the default classes by name, for what is made for them alone, such as the simulator
 CLASSES = Labels.challenge2020().items
 ABBREVIATIONS = Labels.challenge2020().abbreviations
+
+# %% ../nbs/01_labels.ipynb #5dc7f1fc
+@cache
+def _mistaken() -> dict[str, tuple[str, str]]:
+    "Code -> the class that it is taken for, and what it is."
+    table = _read_table(tables() / "mistaken.csv")
+    return {r[0]: (r[1], r[2]) for r in table.itertuples(index=False)}
+
+
+def mistaken_codes(
+    labels: Labels,
+) -> dict[str, tuple[str, str]]:  # code -> abbreviation of a class, and what the code is
+    "Codes of no class that are easily taken for one of these; none for other labels."
+    if labels != Labels.challenge2020():
+        return {}
+    return _mistaken()
 
 # %% ../nbs/01_labels.ipynb #0a010022
 def ptbxl_codes(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'HEADS', 'JOINS', 'XResNet1d', 'SqueezeExcite', 'SEResNet', 'make_encoder', 'Head', 'mlp', 'Backbone',
-           'Concat', 'Gate', 'Classifier', 'branch_configs']
+           'Concat', 'Gate', 'known_entropy', 'Classifier', 'branch_configs']
 
 # %% ../nbs/10_models.ipynb #79444a7f
 from collections.abc import Callable, Mapping, Sequence
@@ -358,6 +358,16 @@ class Gate(nn.Module):
 JOINS: dict[str, Callable[[Sequence[int]], nn.Module]] = {"concat": Concat, "gate": Gate}
 
 # %% ../nbs/10_models.ipynb #57418ede
+def known_entropy(
+    logits: torch.Tensor,  # (B, K)
+    y: torch.Tensor,  # (B, K): 1, 0, or NaN where a label is unknown
+) -> torch.Tensor:  # scalar, in nats; 0, with a gradient of 0, where nothing is known
+    "The mean binary cross-entropy of the known labels."
+    known = ~y.isnan()
+    entropy = functional.binary_cross_entropy_with_logits(logits, y.nan_to_num(), reduction="none")
+    return (entropy * known).sum() / known.sum().clamp(min=1)
+
+
 class Classifier(nn.Module):
     "Branches, a join and a head: windows in mV to one logit per class."
 
@@ -446,17 +456,19 @@ class Classifier(nn.Module):
 
     def loss(
         self,
-        batch: dict,  # "x": (B, 12, T) mV; "y": (B, K), 1 where the class is present
+        # "x": (B, 12, T) mV; "y": (B, K), 1 where the class is present, NaN where that is unknown
+        batch: dict,
         rng: torch.Generator | None = None,  # for models that draw views; not used here
     ) -> tuple[torch.Tensor, dict]:  # the loss, and values for the history
-        "Mean binary cross-entropy, plus the mean of the branches' own where they have heads."
+        "Mean binary cross-entropy where labels are known, plus the mean of the branches' own."
         h = self.branch_features(batch["x"])
         joined, weights = self.join(h)
         logits = self.head(joined)
         y = batch["y"].to(logits.dtype)
-        loss = functional.binary_cross_entropy_with_logits(logits, y)
+        loss = known_entropy(logits, y)
         predicted = logits.detach().sigmoid()
-        shown = {"predicted": predicted.sum(1).mean(), "labels": batch["y"].float().sum(1).mean()}
+        present = batch["y"].float().nansum(1).mean()
+        shown = {"predicted": predicted.sum(1).mean(), "labels": present}
         if weights is not None:
             means = weights.detach().mean(0)
             shown |= {f"{m}_weight": w for m, w in zip(self.branches, means, strict=True)}
@@ -470,8 +482,7 @@ class Classifier(nn.Module):
     def _branch_losses(self, h, y):
         "The cross-entropy of each branch's own head."
         logits = {m: self.branch_heads[m](h_m) for m, h_m in zip(self.branches, h, strict=True)}
-        entropy = functional.binary_cross_entropy_with_logits
-        return {m: entropy(logits_m, y) for m, logits_m in logits.items()}
+        return {m: known_entropy(logits_m, y) for m, logits_m in logits.items()}
 
 
 def branch_configs(

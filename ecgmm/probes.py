@@ -71,13 +71,19 @@ def _check_features(*sets: np.ndarray) -> None:
             )
 
 
+def _shares(y: np.ndarray) -> np.ndarray:
+    "(K,) the share of recordings that have each class, of those where it is known; 0 if of none."
+    known = ~np.isnan(np.asarray(y, float))
+    return np.nansum(np.asarray(y, float), axis=0) / known.sum(axis=0).clip(min=1)
+
+
 def knn_probabilities(
     h_train: np.ndarray,  # (M, D) features of labelled recordings
-    y_train: np.ndarray,  # (M, 24) their labels
+    y_train: np.ndarray,  # (M, K) their labels, NaN where unknown
     h: np.ndarray,  # (N, D) features of the recordings in question
     k: int = 10,  # neighbours that vote
-) -> np.ndarray:  # (N, 24): the share of the votes, each weighted by its cosine
-    "The labels of the k most similar recordings, averaged."
+) -> np.ndarray:  # (N, K): the share of the votes, each weighted by its cosine
+    "The labels of the k most similar recordings, averaged; the class's share where none is known."
     if not 1 <= k <= len(h_train):
         raise EcgmmError(f"k must be from 1 to {len(h_train)}, got {k}")
     _check_features(h_train, h)
@@ -95,12 +101,16 @@ def knn_probabilities(
     cosine = unit(h) @ unit(h_train).T
     nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
     weight = np.take_along_axis(cosine, nearest, 1).clip(1e-6)
-    return (weight[..., None] * y_train[nearest]).sum(1) / weight.sum(1, keepdims=True)
+    votes, usual = np.asarray(y_train, float)[nearest], _shares(y_train)
+    weight = weight[..., None] * ~np.isnan(votes)
+    total = weight.sum(1)
+    share = (weight * np.nan_to_num(votes)).sum(1) / np.where(total, total, 1)
+    return np.where(total, share, usual)
 
 # %% ../nbs/13_probes.ipynb #7ab40c4f
 def linear_probabilities(
     h_train: np.ndarray,  # (M, D) features of labelled recordings
-    y_train: np.ndarray,  # (M, K) their labels
+    y_train: np.ndarray,  # (M, K) their labels, NaN where unknown
     *others: np.ndarray,  # (N, D) features of further recordings, any number of sets
     c: float = 0.01,  # inverse strength of the penalty on weights, after standardising
 ) -> list[np.ndarray]:  # (N, K) probabilities of each set
@@ -110,11 +120,14 @@ def linear_probabilities(
     h_train = scaler.transform(h_train)
     sets = [scaler.transform(h) for h in others]
     out = [np.empty((len(h), y_train.shape[1])) for h in sets]
-    for k, y in enumerate(np.asarray(y_train).T):
-        both = 0 < y.sum() < len(y)
-        model = LogisticRegression(C=c, max_iter=500).fit(h_train, y) if both else None
+    usual = _shares(y_train)
+    for k, y in enumerate(np.asarray(y_train, float).T):
+        known = ~np.isnan(y)
+        model = None
+        if 0 < usual[k] < 1:
+            model = LogisticRegression(C=c, max_iter=500).fit(h_train[known], y[known])
         for p, h in zip(out, sets):
-            p[:, k] = y.mean() if model is None else model.predict_proba(h)[:, 1]
+            p[:, k] = usual[k] if model is None else model.predict_proba(h)[:, 1]
     return out
 
 # %% ../nbs/13_probes.ipynb #e9ca7cd6

@@ -54,7 +54,7 @@ def test_any_kind_of_number_will_do():
 def test_a_metric_sees_the_labels_of_the_report():
     labels = Labels.ptbxl("superclass")
     seen = []
-    METRICS["own"] = Metric("Own", lambda y, prob, decided, labels: seen.append(labels) or 1.0)
+    METRICS["own"] = Metric("Own", lambda y, prob, decided, labels, known: seen.append(labels) or 1)
     try:
         report(Y[:, :5], Y[:, :5] * 0.5, Y[:, :5], labels=labels)
     finally:
