@@ -9,7 +9,7 @@ __all__ = ['DECISION_POSITIVES', 'AGE_BANDS', 'clinical_table', 'predictive_valu
            'clinical_tables', 'clinical_page', 'clinical_figures']
 
 # %% ../nbs/51_clinic.ipynb #7bbbc381
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,25 @@ def _mean_known(values: np.ndarray, known: np.ndarray) -> np.ndarray:
         return np.nansum(values, axis=0) / known.sum(axis=0)
 
 # %% ../nbs/51_clinic.ipynb #8de5c58c
+def _share_columns(p: Predictions, decided, level: float) -> dict[str, np.ndarray]:
+    "The four shares of each class with their intervals."
+    columns: dict[str, np.ndarray] = {}
+    for name, (hits, among) in _shares(*_checked(p, decided)).items():
+        share = clustered_interval(hits, among, p.group, level=level)
+        columns |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+    return columns
+
+
+def _probability_columns(p: Predictions, level: float) -> dict[str, np.ndarray]:
+    "AUROC with its interval, and losses, of each class."
+    y, known = p.y.astype(bool), np.asarray(p.known)
+    auroc = per_class(y, p.prob, known)["auroc"]
+    sizes = effective_n(y & known, p.group), effective_n(~y & known, p.group)
+    low, high = auroc_interval(auroc, *sizes, level=level)
+    losses = {name: _mean_known(loss, known) for name, loss in _cell_losses(p).items()}
+    return {"auroc": auroc, "auroc_low": low, "auroc_high": high, **losses}
+
+
 def clinical_table(
     predictions: Predictions,  # calibrated probabilities, of recordings that chose nothing
     decided: np.ndarray,  # (N, K) bool: which classes were decided
@@ -73,24 +92,15 @@ def clinical_table(
 ) -> pd.DataFrame:  # a row per class; its shares with `_low` and `_high`; NaN where too few
     "Sensitivity, specificity, predictive values, AUROC and losses of each class."
     y, decided, known = _checked(predictions, decided)
-    group, labels = predictions.group, predictions.labels
-    ranked = per_class(y, predictions.prob, known)
+    labels = predictions.labels
+    shares = _share_columns(predictions, decided, level)
+    figures = shares | _probability_columns(predictions, level)
     counts = {"n": known.sum(axis=0), "positives": y.sum(axis=0), "decided": decided.sum(axis=0)}
-    figures: dict[str, np.ndarray] = {}
-    for name, (hits, among) in _shares(y, decided, known).items():
-        share = clustered_interval(hits, among, group, level=level)
-        figures |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
-    sizes = effective_n(y, group), effective_n(~y & known, group)
-    low, high = auroc_interval(ranked["auroc"], *sizes, level=level)
-    figures |= {"auroc": ranked["auroc"], "auroc_low": low, "auroc_high": high}
-    losses = _cell_losses(predictions)
-    figures |= {name: _mean_known(loss, known) for name, loss in losses.items()}
     table = pd.DataFrame({"name": labels.names} | counts | figures, labels.abbreviations)
-    few = np.minimum(ranked["positives"], ranked["negatives"]) < MIN_POSITIVES
+    few = np.minimum(counts["positives"], counts["n"] - counts["positives"]) < MIN_POSITIVES
     silent = table.index.isin([labels.abbreviations[labels.index(a)] for a in undecided])
-    by_decisions = [c for c in figures if c.startswith(tuple(_shares(y, y, y)))]
     table.loc[few, list(figures)] = np.nan
-    table.loc[silent, by_decisions] = np.nan
+    table.loc[silent, list(shares)] = np.nan
     return table.assign(too_few=few, undecided=silent)
 
 # %% ../nbs/51_clinic.ipynb #3e2b71de
@@ -160,6 +170,14 @@ class Calibration(NamedTuple):
     intercept_high: float
 
 
+def _sandwich(pull, inverse, group) -> np.ndarray:
+    "Standard errors from the pull of each label, summed by patient."
+    ids = np.unique(group, return_inverse=True)[1]
+    sums = np.stack([np.bincount(ids, column) for column in pull.T], axis=1)
+    meat = sums.T @ sums * len(sums) / max(len(sums) - 1, 1)
+    return np.sqrt(np.diag(inverse @ meat @ inverse))
+
+
 def _logistic_fit(x, y, offset, group) -> tuple[np.ndarray, np.ndarray]:
     "Coefficients (P,) of a logistic regression, and their standard errors over groups."
     beta = np.zeros(x.shape[1])
@@ -172,24 +190,26 @@ def _logistic_fit(x, y, offset, group) -> tuple[np.ndarray, np.ndarray]:
         step = inverse @ (x.T @ (y - q))
         beta = beta + step.clip(-2, 2)
         if np.abs(step).max() < 1e-8:
-            _, ids = np.unique(group, return_inverse=True)
-            pull = x * (y - q)[:, None]
-            sums = np.stack([np.bincount(ids, column) for column in pull.T], axis=1)
-            meat = sums.T @ sums * len(sums) / max(len(sums) - 1, 1)
-            return beta, np.sqrt(np.diag(inverse @ meat @ inverse))
+            return beta, _sandwich(x * (y - q)[:, None], inverse, group)
     return np.full_like(beta, np.nan), np.full_like(beta, np.nan)
+
+
+def _known_logits(p: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Label, logit and patient of every label that is known."
+    known = np.asarray(p.known)
+    prob = p.prob[known].clip(1e-6, 1 - 1e-6)
+    group = np.broadcast_to(p.group[:, None], known.shape)[known]
+    return p.y[known].astype(float), np.log(prob / (1 - prob)), group
 
 
 def calibration_slope(
     predictions: Predictions,  # all known labels of all classes together
 ) -> Calibration:
     "Slope and intercept of the logits, with 95 % intervals over patients."
-    known = np.asarray(predictions.known)
-    y, prob = predictions.y[known].astype(float), predictions.prob[known].clip(1e-6, 1 - 1e-6)
+    y, logit, group = _known_logits(predictions)
     if min(y.sum(), (1 - y).sum()) < MIN_POSITIVES:
         return Calibration._make([np.nan] * 6)
-    group = np.broadcast_to(predictions.group[:, None], known.shape)[known]
-    logit, ones = np.log(prob / (1 - prob)), np.ones((len(y), 1))
+    ones = np.ones((len(y), 1))
     (a,), (a_error,) = _logistic_fit(ones, y, logit, group)
     both = np.column_stack([logit, ones])
     (b, _), (b_error, _) = _logistic_fit(both, y, np.zeros(len(y)), group)
@@ -619,24 +639,20 @@ def clinical_page(
 def clinical_figures(
     predictions: Predictions,  # calibrated probabilities, of recordings that chose nothing
     decided: np.ndarray,  # (N, K) bool: which classes were decided
-) -> dict[
-    str, Figure
-]:  # what it shows, in words -> the figure; those without any class are left out
+    # what it shows, in words -> the figure; those without any class are left out
+) -> dict[str, Figure]:
     "Curves, reliability and net benefit of the most frequent classes."
     first = "of the most frequent classes, with the number of recordings that have it"
-    wanted = {
+    texts: dict[str, Callable[..., Figure]] = {
         f"ROC and precision-recall curves {first}; the dot is what was decided": plot_roc_pr,
+        f"Reliability {first}, and of each bin above its dot": plot_reliability,
         f"Net benefit {first}, against deciding all and none": plot_decision_curves,
     }
     figures = {}
-    for text, plot in wanted.items():
+    for text, plot in texts.items():
+        given = (predictions,) if plot is plot_reliability else (predictions, decided)
         try:
-            figures[text] = plot(predictions, decided)
+            figures[text] = plot(*given)
         except EcgmmError:  # no class has enough recordings
             continue
-    try:
-        text = f"Reliability {first}, and the number of recordings in each bin above"
-        figures[text] = plot_reliability(predictions)
-    except EcgmmError:
-        pass
     return figures
