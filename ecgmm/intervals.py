@@ -21,7 +21,6 @@ from ecgmm.metrics import (
     Predictions,
     draw_weights,
     usual_goal,
-    weighted_auroc,
 )
 
 # %% ../nbs/13_intervals.ipynb #3d6f592e
@@ -147,8 +146,13 @@ def _strata(p: Predictions, per: str | None) -> np.ndarray:
 
 def _pairs(y, prob, weight) -> np.ndarray:  # (2, M)
     "Pairs in order, and all pairs, of every draw of the recordings of one stratum."
-    n = (weight @ y) * (weight @ ~y)
-    return np.stack([np.nan_to_num(weighted_auroc(y, prob, weight)) * n, n])
+    negative = np.flatnonzero(~y)[np.argsort(prob[~y], kind="stable")]
+    drawn = np.cumsum(weight[:, negative], axis=1, dtype=float)  # of the lowest one, two, ...
+    drawn = np.concatenate([np.zeros((len(weight), 1)), drawn], axis=1)
+    positive = weight[:, y]
+    below, up_to = (np.searchsorted(prob[negative], prob[y], side) for side in ("left", "right"))
+    in_order = (positive * (drawn[:, below] + drawn[:, up_to]) / 2).sum(axis=1)
+    return np.stack([in_order, positive.sum(axis=1) * drawn[:, -1]])
 
 
 class _Pairs(NamedTuple):
