@@ -404,8 +404,10 @@ class Predictions:
         min_positives: int = MIN_POSITIVES,  # as for `report`
     ) -> dict[str, float]:  # a value for each name in `METRICS`
         "All metrics, over the labels that are known."
-        options = dict(labels=self.labels, min_positives=min_positives, known=self.known)
-        return report(self.y, self.prob, decided, **options)
+        labels, least = self.labels, min_positives
+        return report(
+            self.y, self.prob, decided, labels=labels, min_positives=least, known=self.known
+        )
 
     def save(
         self,

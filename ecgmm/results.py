@@ -41,7 +41,7 @@ from .predict import open_model, plot_prediction, predictions
 from .probes import mean_over_windows
 from .runs import Run
 from .runs import progress as progress_bar
-from .settings import MODELS, DemoOptions, StudyOptions, StudySettings, as_dict
+from .settings import MODELS, DemoOptions, StudyOptions, StudySettings, Tables, as_dict
 from .store import Store, prepare, source_table
 from ecgmm.study import (
     arm_columns,
@@ -735,8 +735,8 @@ def ecgmm_demo(
     "The whole study, small, on simulated recordings: in minutes on two cores."
     start, out = time.time(), Path(options.out)
     synthesize(out / "hospitals", n=options.n, seed=options.seed)
-    patients = out / "hospitals" / "patients.csv"
-    store = prepare(out / "hospitals", out / "store", patients=patients)
+    patients = str(out / "hospitals" / "patients.csv")
+    store = prepare(out / "hospitals", out / "store", tables=Tables(patients=patients))
     print(source_table(store.records, store.labels).to_string())
     arms = standard_arms(
         [model for model in MODELS if model != "balanced"],

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Words', 'Integers', 'Numbers', 'Branches', 'OneBranch', 'Imported', 'METHODS', 'Format', 'MODELS', 'COMMANDS',
-           'Branch', 'SyntheticSettings', 'PrepareSettings', 'TrainSettings', 'SimCLRSettings', 'BYOLSettings',
-           'DINOSettings', 'Method', 'method_name', 'PretrainSettings', 'ClassifierSettings', 'ChoiceSettings', 'Arm',
-           'StudySettings', 'as_dict', 'from_dict', 'CommonOptions', 'SynthesizeOptions', 'DownloadOptions',
-           'PrepareOptions', 'PretrainOptions', 'FinetuneOptions', 'FuseOptions', 'ThresholdsOptions', 'PredictOptions',
-           'StudyOptions', 'CompareOptions', 'DemoOptions', 'Command', 'read_options', 'main']
+           'Branch', 'SyntheticSettings', 'PrepareSettings', 'Tables', 'TrainSettings', 'SimCLRSettings',
+           'BYOLSettings', 'DINOSettings', 'Method', 'method_name', 'PretrainSettings', 'ClassifierSettings',
+           'ChoiceSettings', 'Arm', 'StudySettings', 'as_dict', 'from_dict', 'CommonOptions', 'SynthesizeOptions',
+           'DownloadOptions', 'PrepareOptions', 'PretrainOptions', 'FinetuneOptions', 'FuseOptions',
+           'ThresholdsOptions', 'PredictOptions', 'StudyOptions', 'CompareOptions', 'DemoOptions', 'Command',
+           'read_options', 'main']
 
 # %% ../nbs/02_settings.ipynb #affaec11
 import importlib
@@ -164,6 +165,22 @@ class PrepareSettings:
         _between(self, 0, 1, "max_missing", ends="low")
         _between(self, 0, _SEEDS, "seed", ends="low")
         _at_least(self, n_folds=3)
+
+
+@dataclass(frozen=True)
+class Tables:
+    "Tables about recordings, where headers do not say it: CSV files."
+
+    patients: str | None = None  # whose a recording is: record,patient, or ptbxl_database.csv
+    labels: str | None = None  # its diagnoses: record and codes or names, or 0/1 for each class
+    folds: str | None = None  # its official fold: record,fold, or ptbxl_database.csv
+    test_fold: int | None = None  # of that table, tested as fold 0; the highest if not given
+    tune_fold: int | None = None  # of that table, tune then; the next lower one if not given
+    scope: str | None = None  # which classes a source looked for: source,classes; all if not given
+
+    def __post_init__(self):
+        if self.folds is None and not self.test_fold is self.tune_fold is None:
+            raise EcgmmError("test_fold and tune_fold are numbers of a table of folds: give folds")
 
 # %% ../nbs/02_settings.ipynb #a5e1000a
 @dataclass(frozen=True)
@@ -514,7 +531,7 @@ class PrepareOptions:
 
     data: Words = ("data",)  # folders with recordings at any depth
     store: str = "store"  # folder of the store to make
-    patients: str | None = None  # CSV with record,patient, or PTB-XL's ptbxl_database.csv
+    tables: Tables = Tables()
     classes: str = "challenge2020"  # challenge2020, ptbxl-superclass, ..., or a CSV of your own
     settings: PrepareSettings = PrepareSettings()
     overwrite: bool = False  # replace a store that is there and was made otherwise

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_MV', 'prepare_samples', 'prepare_recording', 'find_recordings', 'Store', 'chosen_split', 'source_table',
-           'data_card', 'prepare', 'ecgmm_prepare']
+           'label_report', 'data_card', 'prepare', 'ecgmm_prepare']
 
 # %% ../nbs/05_store.ipynb #d472693d
 import hashlib
@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +25,28 @@ from scipy.signal import butter, sosfiltfilt
 
 from . import EcgmmError
 from .data import FS, LEADS, file_fault, read_recording, resample
+from .copies import find_copies, first_copies, signature
 from ecgmm.folds import (
     Split,
+    header_key,
     make_folds,
     make_groups,
-    read_patients,
+    patient_key,
     roles,
     source_roles,
     table_digests,
+    untorn_folds,
 )
-from .labels import FORMULA, Labels, find_labels
+from .labels import FORMULA, Labels, find_labels, is_code, mistaken_codes
+from ecgmm.record_tables import (
+    Diagnoses,
+    RecordNames,
+    patient_lines,
+    read_diagnoses,
+    read_folds,
+    read_patients,
+    read_scope,
+)
 from ecgmm.runs import (
     Run,
     file_digest,
@@ -43,7 +56,7 @@ from ecgmm.runs import (
     read_marker,
     write_whole,
 )
-from .settings import PrepareOptions, PrepareSettings
+from .settings import PrepareOptions, PrepareSettings, Tables
 
 # %% ../nbs/05_store.ipynb #002c22bc
 _SHORTEST = 1.0  # s
@@ -169,8 +182,7 @@ def prepare_recording(
         name=r.name,
         age=r.age,
         sex=r.sex,
-        labelled=int(bool(r.codes)),
-        codes=" ".join(c.lstrip(FORMULA) for c in r.codes),
+        diagnoses=list(r.codes),
         **facts,
     )
 
@@ -249,15 +261,28 @@ class _Input(NamedTuple):
     "The files of one recording."
 
     header: Path  # relative to the base of the database
+    name: str  # in the header
     n_bytes: int  # of all its files
     digest: str  # of their content
     entries: dict  # path -> [size, time in ns, digest], for `inputs.json`
 
 
-def _files_of(root, header):
+def _begin(file):
+    "The first 64 KiB of a file."
+    with open(file, "rb") as f:
+        return f.read(1 << 16)
+
+
+def _first_word(content):
+    "The name of a recording in the content of its header."
+    lines = [line.split() for line in content.splitlines() if not line.lstrip().startswith(b"#")]
+    first = next((words[0] for words in lines if words), b"")
+    return first.decode(errors="replace").partition("/")[0].lstrip("\ufeff")
+
+
+def _files_of(header, content, root):
     "A header, and the signal files beside it that it mentions or that have its own name."
-    with open(root / header, "rb") as file:
-        words = [word.decode() for word in file.read(1 << 16).split() if word.isascii()]
+    words = [word.decode() for word in content.split() if word.isascii()]
     names = {header.with_suffix(suffix).name for suffix in (".mat", ".dat")}
     names |= {w for w in words if w.lower().endswith((".mat", ".dat")) and Path(w).name == w}
     beside = [header.with_name(name) for name in sorted(names)]
@@ -278,8 +303,11 @@ def _read_input(root, known, header):
     "What the files of one recording hold; `known` has the entries of an earlier call."
     entries: dict[str, list] = {}
     content: list[list[str]] = []
+    name = ""
     try:
-        for path in _files_of(root, header):
+        begin = _begin(root / header)
+        name = _first_word(begin)
+        for path in _files_of(header, begin, root):
             entries[str(path)] = entry = _entry(root / path, known.get(str(path), []))
             content.append([path.name, entry[2]])
     except OSError as error:
@@ -287,7 +315,7 @@ def _read_input(root, known, header):
             raise  # a fault of the machine is no content of a file
         content.append(["not readable"])  # the file's own fault, reported when it is prepared
     n_bytes = sum(size for size, _, _ in entries.values())
-    return _Input(header, n_bytes, fingerprint(content), entries)
+    return _Input(header, name, n_bytes, fingerprint(content), entries)
 
 
 def _known_entries(store):
@@ -359,7 +387,7 @@ def _prepare_part(root, folder, options, job):
             skipped[str(header)] = _reason(root / header, error)
             continue
         place = dict(path=str(header), source=_source(root / header), shard=k, start=start)
-        rows.append(facts | place)
+        rows.append(facts | place | dict(signature=signature(samples).tolist()))
         pieces.append(samples)
         start += len(samples)
     done = dict(length=_write_npy(npy, pieces), rows=rows, skipped=skipped)
@@ -382,14 +410,15 @@ def _each(
             pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/05_store.ipynb #6be1762d
-_VERSION = 2  # of the store's layout and preprocessing
+_VERSION = 3  # of the store's layout and preprocessing
 _AGAIN = "; prepare it again"
+_DIGESTED = ("records.csv", "folds.csv", "signatures.npy")  # files whose digest is in meta.json
 _META = dict(
-    shards=list, n_folds=int, content=str, fold_hash=str, options=dict, labels=dict
+    shards=list, n_folds=int, content=str, fold_hash=str, options=dict, labels=dict, digests=dict
 )  # type of a value
 _KINDS = {  # type of a column of records.csv; the columns of labels are added
     **dict.fromkeys(("name", "source", "path", "codes", "sex", "patient", "hash"), str),
-    **dict.fromkeys(("flat", "clipped"), str),
+    **dict.fromkeys(("flat", "clipped", "not_understood", "copy_of"), str),
     **dict.fromkeys(("shard", "start", "length", "labelled"), int),
     **dict.fromkeys(("fs", "seconds", "age", "missing", "einthoven"), float),
 }
@@ -444,7 +473,8 @@ def _check_kind(file, column, kind):
 def _read_table(file, kinds):
     "A table of the store with columns of these types (NaN where an age is unknown)."
     text = {c: str for c, kind in kinds.items() if kind is str}
-    unknown: dict = dict(keep_default_na=False, na_values={"age": ["", "nan"]})
+    numbers = [c for c, kind in kinds.items() if kind is float]
+    unknown: dict = dict(keep_default_na=False, na_values=dict.fromkeys(numbers, ["", "nan"]))
     try:
         table = pd.read_csv(file, dtype=text, index_col=False, **unknown)
     except OSError as error:
@@ -474,6 +504,25 @@ def _open_shard(file, length):
     return samples
 
 
+def _read_signatures(file, n):
+    "The signatures of all recordings."
+    try:
+        found = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise EcgmmError(f"{file}: cannot be read: {error}{_AGAIN}") from None
+    if found.dtype != np.int8 or found.shape[:1] != (n,) or found.ndim != 2:
+        raise EcgmmError(f"{file}: a signature for each recording is needed{_AGAIN}")
+    return found
+
+
+def _check_digests(folder, digests):
+    "An error if a table is not as it was written: labels and folds must not be edited by hand."
+    for name in _DIGESTED:
+        if file_digest(folder / name) != digests.get(name):
+            problem = "it was changed after the store was made"
+            raise EcgmmError(f"{folder / name}: {problem}{_AGAIN}")
+
+
 def _check_places(file, records, lengths):
     "An error unless each recording lies within its shard."
     shard, start, length = (records[c].to_numpy() for c in ("shard", "start", "length"))
@@ -493,8 +542,10 @@ class Store:
     labels: Labels  # the K classes, in the order of the columns of `y`
     records: pd.DataFrame  # the table, a row per recording
     groups: np.ndarray  # (N,) int, equal for recordings that must share a fold
-    folds: np.ndarray  # (N,) int, the fold in which a recording is tested
-    y: np.ndarray  # (N, K) uint8 labels
+    folds: np.ndarray  # (N,) int, the fold in which a recording is tested; -1: in none, no role
+    y: np.ndarray  # (N, K) uint8 labels: 1 where a class is present, 0 where absent or unknown
+    known: np.ndarray  # (N, K) bool, False where it is unknown whether a class is present
+    signatures: np.ndarray  # (N, 132) int8, see `signature`
     shards: list[np.ndarray]  # (samples, 12) int16 µV, memory-mapped
 
     def __init__(
@@ -514,22 +565,25 @@ class Store:
         lengths = self.meta["shards"]
         self.shards = [_open_shard(self.folder / _shard(k)[0], n) for k, n in enumerate(lengths)]
         _check_places(self.folder / "records.csv", self.records, lengths)
+        _check_digests(self.folder, self.meta["digests"])
 
     def _open_records(self):
         file, names = self.folder / "records.csv", list(self.labels.abbreviations)
-        self.records = _read_table(file, _KINDS | dict.fromkeys(names, int))
-        y = self.records[names].to_numpy()
-        if not np.isin(y, (0, 1)).all():
-            raise EcgmmError(f"{file}: labels of 0 or 1 are needed{_AGAIN}")
-        self.y = y.astype(np.uint8)
+        self.records = _read_table(file, _KINDS | dict.fromkeys(names, float))
+        y = self.records[names].to_numpy(np.float64)
+        self.known = ~np.isnan(y)
+        if not np.isin(y[self.known], (0, 1)).all():
+            raise EcgmmError(f"{file}: labels of 0, 1 or nothing (unknown) are needed{_AGAIN}")
+        self.y = np.nan_to_num(y).astype(np.uint8)
+        self.signatures = _read_signatures(self.folder / _SIGNATURES, len(y))
 
     def _open_folds(self):
         file, n_folds = self.folder / "folds.csv", self.meta["n_folds"]
         table = _read_table(file, _FOLD_KINDS)
         if list(table["path"]) != list(self.records["path"]):
             raise EcgmmError(f"{file}: its recordings are not those of records.csv{_AGAIN}")
-        if not table["fold"].between(0, n_folds - 1).all():
-            raise EcgmmError(f"{file}: folds from 0 to {n_folds - 1} are needed{_AGAIN}")
+        if not table["fold"].between(-1, n_folds - 1).all():
+            raise EcgmmError(f"{file}: folds from 0 to {n_folds - 1} (or -1) are needed{_AGAIN}")
         self.groups, self.folds = table["group"].to_numpy(), table["fold"].to_numpy()
 
     @cached_property
@@ -546,16 +600,37 @@ class Store:
             raise EcgmmError(f"{file}: it is not as it was written with the store{_AGAIN}")
         return dict(pd.read_csv(file, dtype=str, keep_default_na=False).to_numpy().tolist())
 
+    @property
+    def targets(self) -> np.ndarray:  # (N, K) float32: 1, 0, or NaN where unknown
+        "The labels of three values, as a loss takes them."
+        return np.where(self.known, self.y, np.nan).astype(np.float32)
+
+    def identifiers(self) -> pd.DataFrame:  # name, source, hash, patient, header, group
+        "What identifies the recordings in another store; see `joined_groups`."
+        table = self.meta["patients"] or self.meta["content"]
+        return self.records[["name", "source", "hash"]].assign(
+            patient=patient_key(self.records["patient"], table),
+            header=header_key(self.records),
+            group=self.groups,
+        )
+
     def __len__(self) -> int:
         return len(self.records)
+
+    def samples(
+        self,
+        i: int,  # row of `records`
+    ) -> np.ndarray:  # (T, 12) int16 µV at 100 Hz, in the memory map
+        "The samples of one recording, not copied."
+        shard, start, length = self.records.loc[i, ["shard", "start", "length"]]
+        return self.shards[shard][start : start + length]
 
     def x(
         self,
         i: int,  # row of `records`
     ) -> np.ndarray:  # (12, T) float32 mV at 100 Hz
         "The whole of one recording."
-        shard, start, length = self.records.loc[i, ["shard", "start", "length"]]
-        return self.shards[shard][start : start + length].T.astype(np.float32) / 1000
+        return self.samples(i).T.astype(np.float32) / 1000
 
     def split(
         self,
@@ -610,12 +685,13 @@ def _span(values, digits):
     return f"{values.median():{digits}} ({values.min():{digits}}-{values.max():{digits}})"
 
 
-def _source_row(r, n_labels, duplicated):
+def _source_row(r, n_labels, copied):
     "What is to be known of the recordings of one source."
     age = r["age"].dropna()
     return {
         "recordings": len(r),
         "labelled": int(r["labelled"].sum()),
+        "not understood": int((r["not_understood"] != "").sum()),
         "scored": int((n_labels > 0).sum()),
         "labels per recording": round(float(n_labels.mean()), 2),
         "Hz": "/".join(f"{f:g}" for f in sorted(r["fs"].unique())),
@@ -628,7 +704,7 @@ def _source_row(r, n_labels, duplicated):
         "flat": int((r["flat"] != "").sum()),
         "clipped": int((r["clipped"] != "").sum()),
         "mixed leads": int((r["einthoven"] > 100).sum()),
-        "duplicates": int(duplicated.sum()),
+        "copies": int(copied.sum()),
     }
 
 
@@ -638,13 +714,13 @@ def source_table(
 ) -> pd.DataFrame:  # a row per source, and one for all
     "Numbers per source: recordings, rates, lengths, ages, sexes, labels, and flags of quality."
     n_labels = records[list(labels.abbreviations)].sum(axis=1)
-    duplicated = records["hash"].duplicated(keep=False)
+    copied = records["copy_of"] != ""
     rows = {
-        source: _source_row(r, n_labels[r.index], duplicated[r.index])
+        source: _source_row(r, n_labels[r.index], copied[r.index])
         for source, r in records.groupby("source")
     }
     if rows:
-        rows["all"] = _source_row(records, n_labels, duplicated)
+        rows["all"] = _source_row(records, n_labels, copied)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/05_store.ipynb #02f29767
@@ -669,9 +745,10 @@ def _markdown(table):
 def _class_table(records, labels):
     "Recordings per class and source."
     names = list(labels.abbreviations)
-    counts = records.groupby("source")[names].sum().T
+    counts = records.groupby("source")[names].sum().T.astype(int)
     counts.insert(0, "name", list(labels.names))
-    counts["all"] = records[names].sum()
+    counts["all"] = records[names].sum().astype(int)
+    counts["unknown"] = records[names].isna().sum()
     return counts
 
 
@@ -685,13 +762,45 @@ def _other_codes(records, labels):
     return ", ".join(f"{_plain(text)} ({n})" for text, n in zip(words, counts))
 
 
-def _duplicates(records, labels):
-    "The recordings with identical samples, and how many of them have different labels."
+def _copies(records, labels):
+    "The recordings that are one recording, and how many of them have different labels."
     names = list(labels.abbreviations)
-    sets = list(records[records["hash"].duplicated(keep=False)].groupby("hash"))
+    sets = list(records[records["copy_of"] != ""].groupby("copy_of"))
     differ = sum(len(r[names].drop_duplicates()) > 1 for _, r in sets)
     listed_names = "; ".join(" = ".join(map(_plain, r["name"])) for _, r in sets)
     return f"{len(sets)} sets, {differ} of them with different labels: {listed_names or 'none'}"
+
+
+def _counted(words, most=5):
+    "The most frequent of some words with their numbers."
+    counts = pd.Series(list(words), dtype=object).value_counts()
+    shown = [f"{word!r} ({n})" for word, n in counts.head(most).items()]
+    more = [f"{len(counts) - most} more"] if len(counts) > most else []
+    return ", ".join(shown + more)
+
+
+def _split_words(cells):
+    "The words of cells that hold several, with semicolons between."
+    return [word for cell in cells for word in cell.split("; ") if word]
+
+
+def label_report(
+    records: pd.DataFrame,  # `Store.records`
+    labels: Labels,  # `Store.labels`
+) -> list[str]:  # a line for each source and matter; none if all was understood
+    "What was not understood in each source, and what is easily mistaken."
+    mistaken, lines = mistaken_codes(labels), []
+    for source, r in records.groupby("source"):
+        words = _split_words(r["not_understood"])
+        without = int(((r["labelled"] == 0) & (r["not_understood"] != "")).sum())
+        if words:
+            role = f"; {without} recordings have nothing else and no role" if without else ""
+            lines.append(f"{source}: not understood {_counted(words)}{role}")
+        codes = r["codes"].str.split().explode()
+        for code, n in codes[codes.isin(mistaken)].value_counts().items():
+            taken_for, what = mistaken[code]
+            lines.append(f"{source}: {n} with {code}, {what}; {taken_for} stays 0 for them")
+    return lines
 
 
 def _card(title, records, skipped, labels, about):
@@ -709,10 +818,12 @@ def _card(title, records, skipped, labels, about):
         _markdown(source_table(records, labels)),
         "## Scored classes",
         _markdown(_class_table(records, labels)),
-        "## Identical samples under two names",
-        _duplicates(records, labels),
+        "## One recording under several names",
+        _copies(records, labels),
         "## Codes that stand for no class",
         _other_codes(records, labels) or "none",
+        "## Labels that were not understood, or are easily mistaken",
+        "\n".join(f"- {_plain(line)}" for line in label_report(records, labels)) or "none",
         "## Skipped",
         "\n".join(listed_files) or "nothing",
     ]
@@ -799,17 +910,66 @@ def _n_workers(workers):
     return workers or os.cpu_count() or 1
 
 
-def _read_people(patients, files, n_folds):
-    "The patient of each recording; an error if none is named here, or there are too few groups."
-    people = read_patients(patients) if patients else {}
-    if patients and not {h.stem for h in files.headers} & set(people):
-        raise EcgmmError(f"{patients} names none of the {len(files.headers)} recordings")
-    n_groups = len({people.get(h.stem, h) for h in files.headers})
-    _check_n_folds(n_folds, n_groups)  # identical samples connect more: known only later
-    return people
+class _Said(NamedTuple):
+    "What tables say of the recordings, by path."
+
+    patients: dict[str, str]
+    named: dict[str, str]  # the patients of all lines, by the name that stands there
+    diagnoses: dict[str, Diagnoses]
+    folds: dict[str, int] | None  # None: there is no table
+    scope: dict[str, np.ndarray]  # source -> classes that were looked for
+    digests: dict[str, str | int | None]  # of the tables
 
 
-_ANSWERS = ("path", "decided", "seconds", "notes", "reason")  # columns beside the classes
+def _read_tables(tables, labels, files, inputs):
+    "All tables, matched to the recordings."
+    paths = [str(i.header) for i in inputs]
+    sources = [_source(files.base / i.header) for i in inputs]
+    records = RecordNames(paths, [i.name for i in inputs])
+    people, diagnoses, folds, scope = {}, {}, None, {}
+    if tables.patients:
+        people = read_patients(tables.patients, records, sources)
+    if tables.labels:
+        diagnoses = read_diagnoses(tables.labels, records, labels)
+    if tables.folds:
+        which = dict(test_fold=tables.test_fold, tune_fold=tables.tune_fold)
+        folds = dict(zip(paths, read_folds(tables.folds, records, **which).tolist()))
+    if tables.scope:
+        scope = read_scope(tables.scope, labels, sources)
+    return _Said(
+        patients={paths[i]: patient for i, patient in people.items()},
+        named=patient_lines(tables.patients) if tables.patients else {},
+        diagnoses={paths[i]: d for i, d in diagnoses.items()},
+        folds=folds,
+        scope=scope,
+        digests=_table_digests(tables),
+    )
+
+
+def _table_digests(tables):
+    "What identifies the content of the tables."
+    files = {k: getattr(tables, k) for k in ("patients", "labels", "folds", "scope")}
+    found = {k: file_digest(Path(file)) if file else None for k, file in files.items()}
+    return found | dict(test_fold=tables.test_fold, tune_fold=tables.tune_fold)
+
+
+_NOTHING_SAID = _Said({}, {}, {}, None, {}, {})
+
+
+def _check_groups(said, files, n_folds):
+    "An error if there are too few groups; copies connect more, which is known only later."
+    people = said.patients
+    _check_n_folds(n_folds, len({people.get(str(h), str(h)) for h in files.headers}))
+
+
+_ANSWERS = (
+    "path",
+    "decided",
+    "uncertain",
+    "seconds",
+    "notes",
+    "reason",
+)  # columns beside the classes
 
 
 def _check_labels(labels):
@@ -845,10 +1005,10 @@ def _read_inputs(files, known, *, workers, progress):
     return inputs
 
 
-def _file_names(parts, people):
+def _file_names(parts, said):
     "The files of a store."
     shards = [name for k in range(len(parts)) for name in _shard(k)]
-    return [_INPUTS, *shards, *_TABLES, *(["patients.csv"] if people else [])]
+    return [_INPUTS, *shards, *_TABLES, _SIGNATURES, *(["patients.csv"] if said.named else [])]
 
 
 def _write_inputs(run, inputs):
@@ -880,7 +1040,7 @@ def prepare(
     store: str | Path,  # folder of the store to make
     settings: PrepareSettings | None = None,  # preprocessing and folds; None: the usual ones
     *,
-    patients: str | Path | None = None,  # CSV with the patient of each recording, `read_patients`
+    tables: Tables | None = None,  # about the recordings: patients, diagnoses, folds, scope
     labels: Labels | None = None,  # the classes; None: the 24 of the Challenge
     overwrite: bool = False,  # replace a store that was made otherwise, or make it again
     workers: int | None = None,  # at a time; None: one per core
@@ -891,15 +1051,18 @@ def prepare(
 ) -> Store:
     "Make a `Store` from a folder tree; nothing is done twice, and what is left out is listed."
     settings, labels = settings or PrepareSettings(), labels or Labels.challenge2020()
+    tables = tables or Tables()
     workers = _n_workers(workers)
     _check_labels(labels)
     roots, folder = _folders(data, store)
     files = _find_files(roots)
-    people = _read_people(patients, files, settings.n_folds)
+    _check_n_folds(settings.n_folds, len(files.headers))
     inputs = _read_inputs(files, _known_entries(folder), workers=workers, progress=progress)
+    said = _read_tables(tables, labels, files, inputs)
+    _check_groups(said, files, settings.n_folds)
     parts, options = _parts(inputs), _options(settings)
-    identity = _identity(settings, labels, people, files, inputs)
-    names = _file_names(parts, people)
+    identity = _identity(settings, labels, said, files, inputs)
+    names = _file_names(parts, said)
     if overwrite and read_marker(folder):
         _check_usable(files, options)
     with Run.begin(folder, "store", identity, names, overwrite=overwrite, say=progress) as run:
@@ -907,13 +1070,14 @@ def prepare(
             _write_inputs(run, inputs)
             how = dict(workers=workers, processes=processes, progress=progress)
             done = _write_shards(run, files, parts, options=options, **how)
-            _write_tables(run, done, settings, labels=labels, files=files, people=people)
+            _write_tables(run, done, settings, labels=labels, files=files, said=said)
     return Store(folder)
 
 # %% ../nbs/05_store.ipynb #5d99be47
 _TABLES = ("skipped.csv", "records.csv", "folds.csv", "meta.json", "card.md")
-_COLUMNS = """name source path shard start length fs seconds age sex labelled codes patient hash
-    missing flat clipped einthoven""".split()
+_SIGNATURES = "signatures.npy"
+_COLUMNS = """name source path shard start length fs seconds age sex labelled codes not_understood
+    patient hash copy_of missing flat clipped einthoven""".split()
 
 
 def _options(settings):
@@ -926,17 +1090,18 @@ def _folding(settings):
     return dict(n_folds=settings.n_folds, seed=settings.seed)
 
 
-def _about(settings, people):
+def _about(settings, said):
     "What the tables follow from, apart from the recordings and the labels."
-    digest = fingerprint(sorted(people.items())) if people else None
+    digest = fingerprint(sorted(said.named.items())) if said.named else None
     return dict(options=_options(settings), **_folding(settings), patients=digest)
 
 
-def _identity(settings, labels, people, files, inputs):
+def _identity(settings, labels, said, files, inputs):
     "All that the store follows from."
     content = [[str(i.header), _source(files.base / i.header), i.digest] for i in inputs]
-    return _about(settings, people) | dict(
+    return _about(settings, said) | dict(
         version=_VERSION,
+        tables=said.digests,
         labels=dict(name=labels.name, content=fingerprint(labels.to_dict())),
         recordings=len(inputs),
         files=fingerprint([content, sorted(files.unusable.items())]),
@@ -947,21 +1112,79 @@ def _csv(table):
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def _record_table(done, people, labels):
-    "records.csv: a row per recording."
-    rows = pd.DataFrame([row for shard in done for row in shard["rows"]])
-    rows["patient"] = [people.get(name, "") for name in rows["name"]]
-    y = np.stack([labels.vector(codes.split()) for codes in rows["codes"]])
-    names = list(labels.abbreviations)
-    return pd.concat([rows[_COLUMNS], pd.DataFrame(y, columns=names)], axis=1)
+class _Understood(NamedTuple):
+    "What is known of the diagnoses of one recording."
+
+    codes: str  # those that are codes, also of no class, with blanks between
+    not_understood: str  # the other words, with semicolons between
+    y: np.ndarray  # (K,) uint8
+    known: np.ndarray  # (K,) bool
 
 
-def _fold_table(records, labels, settings):
+def _understand(words, values, looked_for, labels):
+    "Diagnoses as they were written, or values of single classes, as labels of three values."
+    codes, rest = labels.parse(words)
+    foreign = [word for word in rest if is_code(word)]  # of a terminology, and of no list of ours
+    wrong = [word for word in rest if not is_code(word)]
+    y = labels.vector(codes)
+    complete = labels.understood(codes) and not wrong
+    known = np.where(complete, looked_for, False) | (y > 0)
+    for abbreviation, value in values:
+        k = labels.index(abbreviation)
+        y[k], known[k] = value, True
+    written = " ".join(code.lstrip(FORMULA) for code in (*codes, *foreign))
+    return _Understood(
+        written, "; ".join(word.lstrip(FORMULA).replace("_", " ") for word in rest), y, known
+    )
+
+
+def _person(row, d):
+    "Age and sex of a row, from a table of diagnoses where its header does not say them."
+    age, sex = row["age"], row["sex"]
+    if d.age and np.isnan(age):
+        years = pd.to_numeric(d.age, errors="coerce")
+        age = float(years) if 0 <= years <= 130 else np.nan
+    return dict(age=age, sex=sex or d.sex)
+
+
+def _record_table(done, said, labels):
+    "records.csv: a row per recording; and its labels, (N, K) 1, 0 or NaN."
+    rows, every = [row for shard in done for row in shard["rows"]], np.ones(len(labels), bool)
+    y = np.full((len(rows), len(labels)), np.nan)
+    for i, row in enumerate(rows):
+        d = said.diagnoses.get(row["path"])
+        words, values = (row["diagnoses"], ()) if d is None else ([d.text], d.values)
+        got = _understand(words, values, said.scope.get(row["source"], every), labels)
+        y[i, got.known] = got.y[got.known]
+        row |= dict(codes=got.codes, not_understood=got.not_understood)
+        row |= dict(labelled=int(got.known.any()), patient=said.patients.get(row["path"], ""))
+        row |= {} if d is None else _person(row, d)
+    return pd.DataFrame(rows), pd.DataFrame(y, columns=labels.abbreviations).astype("Int8")
+
+
+def _copies_of(rows, shards):
+    "For each recording the path of the first one that is the same; empty where there is none."
+    signatures = np.array(rows["signature"].tolist(), np.int8)
+    places = rows[["shard", "start", "length"]].to_numpy()
+
+    def samples(i):
+        shard, start, length = places[i]
+        return shards[shard][start : start + length]
+
+    first = first_copies(len(rows), find_copies(signatures, samples))
+    several = np.bincount(first, minlength=len(rows))[first] > 1
+    return np.where(several, rows["path"].to_numpy()[first], ""), signatures
+
+
+def _fold_table(records, labels, settings, folds):
     "folds.csv: group and fold of each recording."
-    groups = make_groups(list(records["patient"]), list(records["hash"]))
-    _check_n_folds(settings.n_folds, groups.max() + 1)
-    y, how = records[list(labels.abbreviations)].to_numpy(), _folding(settings)
-    fold = make_folds(y, groups, records["source"], **how)
+    groups = make_groups(list(records["patient"]), list(records["hash"]), list(records["copy_of"]))
+    if folds is None:
+        _check_n_folds(settings.n_folds, groups.max() + 1)
+        y = records[list(labels.abbreviations)].fillna(0).to_numpy(np.uint8)
+        fold = make_folds(y, groups, records["source"], **_folding(settings))
+    else:
+        fold = untorn_folds(np.array([folds.get(path, -1) for path in records["path"]]), groups)
     return pd.DataFrame(dict(path=records["path"], name=records["name"], group=groups, fold=fold))
 
 
@@ -973,28 +1196,42 @@ def _skipped(done, files):
     return sorted(skipped.items())
 
 
-def _write_patients(run, people):
-    digests = pd.DataFrame(table_digests(people).items(), columns=["record", "patient"])
+def _write_patients(run, named):
+    digests = pd.DataFrame(table_digests(named).items(), columns=["record", "patient"])
     run.write("patients.csv", _csv(digests))
 
 
-def _write_tables(run, done, settings, *, labels, files=None, people=None):
+def _write_signatures(run, signatures):
+    run.write(_SIGNATURES, lambda part: np.save(open(part, "wb"), signatures, allow_pickle=False))
+
+
+def _with_copies(run, done, rows, y):
+    "The table of records, with the copies; and the signatures."
+    shards = [np.load(run.folder / _shard(k)[0], mmap_mode="r") for k in range(len(done))]
+    rows["copy_of"], signatures = _copies_of(rows, shards)
+    return pd.concat([rows[_COLUMNS], y], axis=1), signatures
+
+
+def _write_tables(run, done, settings, *, labels, files=None, said=_NOTHING_SAID):
     "Write the tables and `meta.json` beside the shards, whose notes are no longer needed."
-    people, skipped = people or {}, _skipped(done, files)
+    skipped = _skipped(done, files)
     try:
         if not any(shard["rows"] for shard in done):
             raise _none_usable(dict(skipped))
-        records = _record_table(done, people, labels)
-        folds = _fold_table(records, labels, settings)
+        records, signatures = _with_copies(run, done, *_record_table(done, said, labels))
+        folds = _fold_table(records, labels, settings, said.folds)
+        if said.folds is not None:
+            settings = replace(settings, n_folds=max(3, max(said.folds.values()) + 1))
     except EcgmmError:
         run.drop(*run.files)  # nothing is left of a store that cannot be made
         raise
     run.write("skipped.csv", _csv(pd.DataFrame(skipped, columns=["path", "reason"])))
     run.write("records.csv", _csv(records))
     run.write("folds.csv", _csv(folds))
-    if people:
-        _write_patients(run, people)
-    meta = _make_meta(run, done, _about(settings, people), records, folds, labels)
+    _write_signatures(run, signatures)
+    if said.named:
+        _write_patients(run, said.named)
+    meta = _make_meta(run, done, _about(settings, said), records, folds, labels)
     run.write("meta.json", json.dumps(meta, indent=1))
     n_groups = folds["group"].max() + 1
     about = dict(n_folds=settings.n_folds, n_groups=n_groups, denoise=settings.denoise)
@@ -1018,10 +1255,22 @@ def _make_meta(run, done, about, records, folds, labels):
         content=fingerprint(parts),
         fold_hash=fingerprint(_csv(folds)),
         patients_digest=digest,
+        digests={name: file_digest(run.folder / name) for name in _DIGESTED},
         **about,
     )
 
 # %% ../nbs/05_store.ipynb #9b35045c
+def _without_a_role(store):
+    "The recordings that no fold tests, trains on or chooses with, in a line; and the torn ones."
+    out = store.folds == -1
+    if not out.any():
+        return []
+    torn = out & np.isin(store.groups, store.groups[~out])
+    names = ", ".join(store.records["name"][torn][:10])
+    why = f"; of one patient or recording with another fold: {torn.sum()} ({names})"
+    return [f"{out.sum()} recordings have no role in the given folds{why if torn.any() else ''}"]
+
+
 def ecgmm_prepare(
     options: PrepareOptions,
 ):
@@ -1030,7 +1279,7 @@ def ecgmm_prepare(
         options.data,
         options.store,
         options.settings,
-        patients=options.patients,
+        tables=options.tables,
         labels=find_labels(options.classes),
         overwrite=options.overwrite,
         workers=options.workers,
@@ -1038,11 +1287,14 @@ def ecgmm_prepare(
     )
     skipped = pd.read_csv(made.folder / "skipped.csv")
     print(source_table(made.records, made.labels).to_string())
-    n_copies = made.records["hash"].duplicated().sum()
+    copied = made.records["copy_of"] != ""
+    n_copies = int(copied.sum() - made.records["copy_of"][copied].nunique())
     print(
         f"\n{len(made)} recordings in {made.folder}, {n_copies} of them copies of another under a "
         "second name (they share its fold); card.md has the labels"
     )
+    for line in [*label_report(made.records, made.labels), *_without_a_role(made)]:
+        print(line)
     print(f"{len(skipped)} files skipped" + (", all in skipped.csv:" if len(skipped) else ""))
     for path, reason in skipped.to_numpy()[:10]:
         print(f"  {path}: {reason}")

@@ -271,12 +271,12 @@ class _Loss(nn.Module):
 
     def __init__(self, method: Any, precision: str):
         super().__init__()
-        self.method, self.half = method, precision == "bf16"
+        self.method, self.mixed = method, precision == "bf16"
         self.in_two = any(isinstance(m, nn.Conv2d) for m in method.modules())
 
     def forward(self, batch: dict, rng: torch.Generator):
         kind = rng.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.half and not self._stays(kind)):
+        with torch.autocast(kind, torch.bfloat16, enabled=self.mixed and not self._stays(kind)):
             loss, metrics = self.method.loss(batch, rng)
         if taken := sorted({"epoch", "loss", "lr", "seconds"} & metrics.keys()):
             raise EcgmmError(

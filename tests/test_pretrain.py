@@ -24,7 +24,7 @@ from ecgmm import EcgmmError, runs
 from ecgmm.folder import load_model, save_model
 from ecgmm.models import Backbone
 from ecgmm.pretrain import allowed_rows, load_pretrained, pretrain
-from ecgmm.settings import Branch, BYOLSettings, PretrainSettings, TrainSettings
+from ecgmm.settings import Branch, BYOLSettings, PretrainSettings, Tables, TrainSettings
 from ecgmm.store import Store, prepare
 from ecgmm.training import read_history
 from ecgmm.windows import Batches
@@ -270,7 +270,9 @@ def encoder(stores, tmp_path_factory):
     "An encoder of `few`, whose patients a table names."
     folder = tmp_path_factory.mktemp("encoder")
     data = stores / "files-few"
-    store = prepare(data, folder / "store", patients=data / "patients.csv", progress=False)
+    store = prepare(
+        data, folder / "store", tables=Tables(patients=str(data / "patients.csv")), progress=False
+    )
     pretrain(store, folder / "run", TINY, split=store.split(fold=0), **QUIET)
     return folder
 
