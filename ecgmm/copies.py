@@ -52,7 +52,7 @@ _BLOCK = 2048  # rows compared at a time
 
 
 def _tells(signatures: np.ndarray) -> np.ndarray:
-    "(N,) bool: at least three of the eight leads are not flat, so that the signature says something."
+    "(N,) bool: at least three of eight leads are not flat, so that the signature says something."
     return (np.asarray(signatures)[:, 28:36] != 0).sum(axis=1) >= 3
 
 
