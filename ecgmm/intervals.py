@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folds', 'FEWEST_PATIENTS', 'wilson_interval', 'effective_n', 'Share', 'clustered_interval', 'hanley_mcneil',
-           'auroc_interval', 'within_auroc', 'fold_auroc', 'MacroAuroc', 'macro_draws', 'macro_auroc', 'within_source',
-           'Constant', 'best_constant', 'Difference', 'paired_difference', 'p_value', 'holm']
+           'auroc_interval', 'within_auroc', 'fold_auroc', 'MacroAuroc', 'fold_auprc', 'macro_draws', 'macro_auroc',
+           'within_source', 'Constant', 'best_constant', 'Difference', 'paired_difference', 'p_value', 'holm']
 
 # %% ../nbs/13_intervals.ipynb #913c8a5f
 from collections.abc import Callable, Sequence
@@ -267,6 +267,16 @@ def _precision(y, prob, weight) -> np.ndarray:  # (2, M)
 
 
 _COUNTED = {"auroc": _pairs, "auprc": _precision}
+
+
+def fold_auprc(
+    folds: Folds,  # of the test folds of a cross-validation
+) -> np.ndarray:  # (K,) NaN for a class without a positive or without a negative recording
+    "Average precision of each class: of each fold, mean over folds by their positives."
+    runs = _as_runs(folds)
+    sums = _count_pairs(runs, None, _as_they_are(runs), _precision)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums.in_order / sums.all)[0]
 
 
 def macro_draws(

@@ -421,13 +421,16 @@ class Arm:
     name: str  # of the model, as it stands in the tables
     classifier: ClassifierSettings = ClassifierSettings()
     pretrain: tuple[PretrainSettings, ...] = ()  # one for each branch; none: from scratch
-    way: str = "finetune"  # finetune, or a probe on frozen features: linear or knn
+    # finetune, or a probe on frozen features (linear or knn); control: no network at all
+    way: str = "finetune"
     mean_of: tuple[str, ...] = ()  # arms whose probabilities are averaged; nothing is trained then
     shown: bool = True  # False: not in the table, only averaged by another arm
 
     @property
     def pretraining(self) -> str:
-        "The method's name; without one scratch, or random where a probe judges such an encoder."
+        "The method's name; without one scratch, random where a probe judges such an encoder, or no ECG."
+        if self.way == "control":
+            return "no ECG"
         if self.pretrain:
             return method_name(self.pretrain[0].method)
         if any(branch.pretrained for branch in self.classifier.branches):
