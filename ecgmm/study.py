@@ -1130,7 +1130,8 @@ def _ranking_words(table):
         n = sorted(set(table[f"{name}_classes"]))
         count = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
         ends = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
-        shown[titles[name].replace(")", f", {count} classes)")] = [value_words(*e) for e in ends]
+        words = f", {count} class{'es' * (count != '1')})"
+        shown[titles[name].replace(")", words)] = [value_words(*e) for e in ends]
     return pd.DataFrame(shown, table.index)
 
 
@@ -1177,7 +1178,7 @@ def _groups(table, columns):
     "Key -> rows, in the order of the table."
     if not columns:
         return {(): tuple(table.index)}
-    return {key: tuple(at) for key, at in table.groupby(columns, sort=False).groups.items()}
+    return {key: tuple(part.index) for key, part in table.groupby(columns, sort=False)}
 
 
 def differences(
@@ -1205,18 +1206,16 @@ def differences(
     rows = []
     for shared, of_group in _groups(scores, within).items():
         cases = _groups(scores.loc[list(of_group)], case)
-        shared = shared if isinstance(shared, tuple) else (shared,)
-        named = {key if isinstance(key, tuple) else (key,): at for key, at in cases.items()}
         base = None if against is None else tuple(against)
-        pairs = list(combinations(named, 2)) if base is None else [(key, base) for key in named]
+        pairs = list(combinations(cases, 2)) if base is None else [(key, base) for key in cases]
         for key, other in pairs:
             row = dict(zip(within + case, shared + key, strict=True))
             row |= dict(against=", ".join(map(str, other))) if base is None else {}
-            values, n = drawn(named[key])
-            row |= dict(runs=len(named[key]), classes=n)
+            values, n = drawn(cases[key])
+            row |= dict(runs=len(cases[key]), classes=n)
             if "labels" in scores:
-                row |= dict(labels=scores["labels"].loc[list(named[key])].mean())
-            found = compared(named[key], named[other]) if key != other and other in named else {}
+                row |= dict(labels=scores["labels"].loc[list(cases[key])].mean())
+            found = compared(cases[key], cases[other]) if key != other and other in cases else {}
             value = {} if "value" not in found else dict(difference=found.pop("value"))
             rows.append(row | dict(value=values[0]) | value | found)
     table = pd.DataFrame(rows)
