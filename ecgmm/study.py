@@ -1119,6 +1119,7 @@ def value_words(
     "Such as 0.520 (0.401 to 0.610); without an interval where there is none; a dash for no value."
     if np.isnan(value):
         return "-"
+    value, low, high = (round(v, digits) + 0.0 for v in (value, low, high))  # no -0.00
     ends = "" if np.isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})"
     return f"{value:.{digits}f}{ends}"
 
@@ -1151,7 +1152,7 @@ def two_networks(
         full[:n] = ranks(mean)
         found.append(full)
 
-    for key, table in single.groupby(keys, sort=False):
+    for key, table in single.groupby(keys, sort=False, dropna=False):
         about = dict(zip(keys, key, strict=True))
         at = {m: t.sort_values("seed").index.to_list() for m, t in table.groupby("model")}
         for m, of in at.items():
