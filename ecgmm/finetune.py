@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'PROBES', 'probabilities', 'score', 'label_part', 'BranchStart', 'describe_branch', 'start_backbone',
-           'check_split', 'FoldData', 'windows_per_recording', 'fold_data', 'classifier_config', 'build',
-           'train_phases', 'training_history', 'choose_epoch', 'publish', 'finetune', 'random_backbone', 'probe',
-           'plot_label_curve', 'label_curve', 'run_name', 'ecgmm_finetune', 'ecgmm_fuse']
+           'check_split', 'predictions_of', 'FoldData', 'windows_per_recording', 'fold_data', 'classifier_config',
+           'build', 'train_phases', 'training_history', 'choose_epoch', 'publish', 'finetune', 'random_backbone',
+           'probe', 'plot_label_curve', 'label_curve', 'run_name', 'ecgmm_finetune', 'ecgmm_fuse']
 
 # %% ../nbs/30_finetune.ipynb #23515e39
 from collections.abc import Iterable, Sequence
@@ -35,6 +35,7 @@ from .models import Backbone, Classifier
 from .pretrain import load_pretrained
 from .probes import features, knn_probabilities, linear_probabilities, mean_over_windows
 from .runs import Run, plain, with_nan
+from .seen import listing_of, merged, note_seen, read_seen, seen_tables
 from ecgmm.settings import (
     Branch,
     ClassifierSettings,
@@ -71,7 +72,7 @@ def score(
     test: Predictions,  # the report is about these
 ) -> dict:  # "threshold", and reports over `METRICS` on "test" and "tune"
     "A threshold from tune, a report on test: separate arguments, so neither stands for the other."
-    t = common_threshold(tune.y, tune.prob, labels=tune.labels)
+    t = common_threshold(tune.y, tune.prob, labels=tune.labels, known=tune.known)
     return dict(threshold=t, test=test.report(test.prob >= t), tune=tune.report(tune.prob >= t))
 
 # %% ../nbs/30_finetune.ipynb #402d3d3a
@@ -170,12 +171,37 @@ def check_split(
         if len(rows) == 0:
             where = f"{split.name} of {store.folder}"
             raise EcgmmError(f"{where} has no labelled recording in the role {role}")
-    positives = store.y[split.tune].sum(0)
-    if not ((0 < positives) & (positives < len(split.tune))).any():
+    y, known = store.y[split.tune], store.known[split.tune]
+    if not ((y.sum(axis=0) > 0) & ((known & (y == 0)).sum(axis=0) > 0)).any():
         raise EcgmmError(
             f"no class of the tune recordings of {split.name} has both positives and negatives: "
             "no epoch can be chosen"
         )
+    try:  # what the end of the training needs is known before its first step
+        common_threshold(y, y.astype(float), labels=store.labels, known=known)
+    except EcgmmError as error:
+        raise EcgmmError(f"no threshold can be chosen on {split.name}: {error}") from None
+
+
+def predictions_of(
+    store: Store,  # a prepared database
+    rows: np.ndarray,  # (N,) of its recordings
+    prob: np.ndarray,  # (N, K)
+) -> Predictions:
+    "Probabilities with the labels of their recordings, their files, groups, sources and people."
+    about = store.records.iloc[rows]
+    return Predictions(
+        store.labels,
+        store.y[rows],
+        prob,
+        rows,
+        about["path"].to_numpy(str),
+        store.groups[rows],
+        store.known[rows],
+        source=about["source"].to_numpy(str),
+        age=about["age"].to_numpy(float),
+        sex=about["sex"].to_numpy(str),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +220,7 @@ class FoldData:
         prob: np.ndarray,  # (N, K) of its recordings
     ) -> Predictions:
         "Probabilities with the labels, files and groups of their recordings."
-        store, rows = self.store, self.rows[role]
-        paths = store.records["path"].iloc[rows].to_numpy(str)
-        return Predictions(store.labels, store.y[rows], prob, rows, paths, store.groups[rows])
+        return predictions_of(self.store, self.rows[role], prob)
 
     def predict(
         self,
@@ -227,7 +251,7 @@ def fold_data(
     known = label_part(split.train, settings.fraction, settings.train.seed)
     rows = dict(split.items()) | {"train": known}
     windows = {role: Windows(store, r, device=device) for role, r in rows.items()}
-    train = _labelled_batches(windows["train"], store.y[known], settings)
+    train = _labelled_batches(windows["train"], store.targets[known], settings)
     statistics = train
     if settings.fraction < 1:
         every = Windows(store, split.train, device=device)
@@ -352,6 +376,8 @@ def _evaluation(data, run, paper):
 def _choice_values(predictions):
     "The metrics by which an epoch can be chosen; they need no threshold."
     values = predictions.report(predictions.prob >= 0.5)
+    if np.isnan(values["auroc"]):  # a fold so small that no class has enough: better than nothing
+        values = predictions.report(predictions.prob >= 0.5, min_positives=1)
     return {metric: values[metric] for metric in CHOICES}
 
 
@@ -408,23 +434,37 @@ def publish(
     *,
     ending: str,  # of the names of model folder and predictions
     about: dict,  # configuration of the model folder
+    lists: dict[str, str],  # of `seen_tables`: what the model has seen
 ) -> None:
     "Write a model folder with one threshold for all classes, and the predictions."
-    folder = save_model(run.folder / f"model{ending}", model, about)
+    folder = save_model(run.folder / f"model{ending}", model, about, lists=lists)
     thresholds = [scores["threshold"]] * len(found["tune"].labels)
     save_decision(folder, dict(thresholds=thresholds, metrics=plain(scores)))
     save_predictions(found, run.path(f"predictions{ending}.npz"))
 
 
-def _publish_all(run, model, data, settings, phases, about):
+def _seen_by(data, split, starts):
+    "All that a classifier has seen: its training and tune recordings, and its encoders' lists."
+    whole = listing_of(data.store)
+    parts = [whole.take(split[role], role) for role in ("train", "tune")]
+    for start in starts:
+        if start.folder is not None:
+            parts.append(read_seen(start.folder, load_pretrained(start.folder)[1]))
+    return merged(parts)
+
+
+def _publish_all(run, model, data, settings, phases, about, seen):
     "Both models; the scores of the wanted one. Only the main process writes."
-    results = {}
+    results, lists = {}, seen_tables(seen)
+    about = about | dict(seen=note_seen(seen))
     for metric, ending in _endings(settings.best_by).items():
         found = choose_epoch(run, model, data, metric, phases)
         results[metric] = score(found["tune"], found["test"])
         chosen = dict(settings=as_dict(replace(settings, best_by=metric)))
         if run.main:
-            publish(run, model, found, results[metric], ending=ending, about=about | chosen)
+            scored = results[metric]
+            more = dict(ending=ending, about=about | chosen, lists=lists)
+            publish(run, model, found, scored, **more)
     return results[settings.best_by]
 
 # %% ../nbs/30_finetune.ipynb #43073b6d
@@ -478,6 +518,8 @@ def _about(config, data, split):
         folds=split.description | dict(sizes=sizes),
         preprocessing=data.store.meta["options"],
         trained_on=sorted(sources.unique()),
+        trained_positives=data.store.y[data.rows["train"]].sum(axis=0).tolist(),
+        store_version=data.store.meta["version"],
     )
 
 
@@ -520,7 +562,8 @@ def finetune(
                 model, data, run, settings, starts, accelerator=accelerator, progress=progress
             )
             about = _about(config, data, split)
-            scores = _publish_all(run, model, data, settings, phases, about)
+            seen = _seen_by(data, split, starts)
+            scores = _publish_all(run, model, data, settings, phases, about, seen)
             run.finish(scores | dict(settings=as_dict(settings)), spare=_checkpoints(phases))
         accelerator.wait_for_everyone()
     return _read_result(run)
@@ -575,7 +618,7 @@ def probe(
 
 def _probe_once(data, h, known, predict):
     "Predictions on tune and test of one probe, fitted to the training recordings of a mask."
-    y = data.store.y[data.rows["train"]]
+    y = data.store.targets[data.rows["train"]]
     tune, test = predict(h["train"][known], y[known], h["tune"], h["test"])
     return {"tune": data.predictions("tune", tune), "test": data.predictions("test", test)}
 

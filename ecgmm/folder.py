@@ -30,7 +30,8 @@ from .runs import Run, StrPath, file_error, fingerprint, read_marker, write_whol
 # %% ../nbs/14_folder.ipynb #14f00008
 _CONFIG, _WEIGHTS, _README = _FILES = ("config.json", "model.safetensors", "README.md")
 _DECISION, _DECISION_FORMAT = "decision.json", "ecgmm decision 1"
-MODEL_FILES = (*_FILES, _DECISION, "run.json")  # all that a model folder may hold
+_LISTS = ("seen.csv", "patients.csv")  # what the model has seen, if that is noted
+MODEL_FILES = (*_FILES, _DECISION, *_LISTS, "run.json")  # all that a model folder may hold
 # these a decision may overrule where the config has them; no other field
 _DECIDED = (
     *("thresholds", "calibration", "choice", "metrics"),
@@ -398,6 +399,7 @@ def save_model(
     # takes them), "window" in samples (250), and whatever is worth knowing later, JSON
     config: dict,
     *,
+    lists: dict[str, str] | None = None,  # of `seen_tables`: what it has seen, name -> content
     overwrite: bool = False,  # replace another model of ours (and the decision about it)
 ) -> Path:  # the folder
     "Write a model folder; one that holds the same model already is left as it is."
@@ -409,11 +411,13 @@ def save_model(
     sums = {"config": _checksums(config), "tensors": _checksums(state)}
     identity = {part: fingerprint(values) for part, values in sums.items()}
     overwrite = overwrite and read_marker(folder).get("identity") != identity
-    files = (*_FILES, _DECISION)
+    files = (*_FILES, _DECISION, *_LISTS)
     noted = {"ecgmm": json.dumps(sums)}
     with Run.begin(folder, "model", identity, files, overwrite=overwrite) as run:
         if run.done:
             return run.folder
+        for name, content in (lists or {}).items():
+            run.write(name, content)
         run.write(_WEIGHTS, lambda part: save_file(state, part, metadata=noted))
         run.write(_CONFIG, _text(config, "the config of a model"))
         run.write(_README, model_card(config))

@@ -103,7 +103,7 @@ def header_key(
 
 def joined_groups(
     # a data frame per database with the columns hash, patient (by `patient_key`),
-    # header (by `header_key`) and group (its own)
+    # header (by `header_key`), group (its own), and perhaps copy (equal texts for copies)
     tables: Sequence[pd.DataFrame],
     # the `table_digests` of tables that `patient_key` was given; a table that is not among them
     # is one with no other
@@ -116,6 +116,7 @@ def joined_groups(
     parts = [str(patient).partition(":") for patient in together["patient"]]
     patients = [space.get(table, table) + colon + name for table, colon, name in parts]
     columns = [together["hash"], patients, together["header"], together["group"]]
+    columns += [together["copy"]] if "copy" in together else []
     groups = _connected(len(together), columns)
     return np.split(groups, np.cumsum([len(t) for t in tables])[:-1])
 

@@ -19,11 +19,22 @@ from torch import nn
 
 from . import EcgmmError
 from .folder import MODEL_FILES, load_model, save_model
-from .folds import Split, header_key, joined_groups, namespaces, patient_key
+from .folds import Split
 from .metrics import macro, per_class
 from .models import Backbone
 from .probes import features, knn_probabilities
-from .runs import file_digest, finished, read_marker
+from ecgmm.seen import (
+    SEEN_FILES,
+    disputed,
+    joined,
+    listing_of,
+    merged,
+    named_in,
+    note_seen,
+    read_seen,
+    seen_tables,
+)
+from .runs import finished, read_marker
 from .runs import progress as progress_bar
 from ecgmm.settings import (
     METHODS,
@@ -40,37 +51,11 @@ from .training import begin_together, fit, processes, read_history
 from .windows import Batches, Windows, accelerator_for
 
 # %% ../nbs/29_pretrain.ipynb #085ebf14
-def _named_by(stores):
-    "Each table of patients by its content in short: the digests that find it when it has grown."
-    return {s.meta["patients"]: s.named for s in stores if s.named}
-
-
-def _disputed(named_by):
-    'A warning where tables of patients that are taken for one disagree; "" if they agree.'
-    n = namespaces(named_by)[1]
-    if not n:
-        return ""
-    return (
-        f"tables of patients name the same recordings but give {n} of them to different patients; "
-        "they were taken for one table, so a patient's name means the same person in both"
-    )
-
-
-def _identifiers(store):
-    "What identifies the recordings of a store in another one."
-    table = store.meta["patients"] or store.meta["content"]
-    return store.records[["name", "source", "hash"]].assign(
-        patient=patient_key(store.records["patient"], table),
-        header=header_key(store.records),
-        group=store.groups,
-    )
-
-
 def _joined(stores):
     'A table of identifiers for each store, with a "group" that means the same in all of them.'
-    tables = [_identifiers(store) for store in stores]
-    groups = joined_groups(tables, _named_by(stores))
-    return [t.assign(group=g) for t, g in zip(tables, groups, strict=True)]
+    listings = [listing_of(store) for store in stores]
+    groups = joined(listings)
+    return [one.table.assign(group=g) for one, g in zip(listings, groups, strict=True)]
 
 
 def _held_out_groups(tables, split):
@@ -167,12 +152,13 @@ class _Probe:
 
     def __call__(self, learner) -> dict[str, float]:
         prob = self.probabilities(Backbone(learner.front, learner.encoder))
-        ranked = per_class(self.store.y[self.split.tune], prob)
-        return {"knn_auroc": macro(ranked["auroc"], ranked["positives"])}
+        tune = self.split.tune
+        ranked = per_class(self.store.y[tune], prob, self.store.known[tune])
+        return {"knn_auroc": macro(ranked["auroc"], ranked["positives"], 1)}
 
     def probabilities(self, backbone):
         "Labels of the nearest training recordings of each tune recording, their mean."
-        h, y = self.features(backbone), self.store.y[self.split.train]
+        h, y = self.features(backbone), self.store.targets[self.split.train]
         return knn_probabilities(h["train"], y, h["tune"], min(_N_NEIGHBOURS, len(y)))
 
     def features(self, backbone):
@@ -329,8 +315,7 @@ def pretrain(
 
 # %% ../nbs/29_pretrain.ipynb #f1e70010
 _FILES = (
-    "seen.csv",
-    "patients.csv",
+    *SEEN_FILES,
     *(f"model/{name}" for name in MODEL_FILES),
     "training/checkpoint.safetensors",
     "training/history.jsonl",
@@ -348,26 +333,18 @@ def _identity(settings, seen, accelerator: Accelerator):
     )
 
 
-def _write_list(run, name, table):
-    "A table as a file, the same bytes on every system; and its digest."
-    run.write(name, table.to_csv(index=False, lineterminator="\n"))
-    return file_digest(run.folder / name)
+def _seen_listing(seen):
+    "What is seen, as one list."
+    listings = [listing_of(store) for store in seen.stores]
+    kept = [one.take(rows, "pretrain") for one, rows in zip(listings, seen.rows, strict=True)]
+    return merged(kept)
 
 
-def _patient_lines(named_by):
-    "The patients of every table, a line each."
-    lines = [(t, *line) for t, names in sorted(named_by.items()) for line in names.items()]
-    return pd.DataFrame(lines, columns=["table", "record", "patient"])
-
-
-def _write_seen(run, seen, named_by):
+def _write_seen(run, listing):
     "The list of what was seen, whole, before there is a model; and its length and digests."
-    tables = [t.iloc[r] for t, r in zip(_joined(seen.stores), seen.rows, strict=True)]
-    table = pd.concat(tables)
-    listed = dict(rows=len(table), digest=_write_list(run, "seen.csv", table))
-    if named_by:
-        listed["patients"] = _write_list(run, "patients.csv", _patient_lines(named_by))
-    return listed, sorted(table["source"].unique())
+    for name, text in seen_tables(listing).items():
+        run.write(name, text)
+    return note_seen(listing)
 
 
 def _last_epoch(run):
@@ -394,59 +371,22 @@ def _model_config(settings, seen, listed, sources, last) -> dict[str, Any]:
 
 def _publish(run, learner, settings, seen):
     "The list, the model folder, and the end of the run."
-    named_by = _named_by(seen.stores)
-    listed, sources = _write_seen(run, seen, named_by)
+    listing = _seen_listing(seen)
+    listed, sources = _write_seen(run, listing), sorted(listing.table["source"].unique())
     last = _last_epoch(run)
     config = _model_config(settings, seen, listed, sources, last)
     backbone = Backbone(learner.front, learner.encoder)
     save_model(run.folder / "model", backbone, config, overwrite=True)
     result = dict(seen=listed, left_out=config["left_out"], last=last)
-    result["disputed"] = _disputed(named_by)
+    result["disputed"] = disputed(named_in([listing_of(s) for s in seen.stores]))
     run.finish(result, spare=["training/checkpoint.safetensors"])
 
 # %% ../nbs/29_pretrain.ipynb #075e6e1d
-_UNKNOWN = "so it is unknown whether test recordings were seen"
-
-
-def _read_listed(folder, name, digest, what):
-    "A list that was written with the model; an error if it is not the same any more."
-    file = folder / name
-    if not file.is_file():
-        raise EcgmmError(f"{file} is missing: it is the list of {what}, {_UNKNOWN}")
-    if file_digest(file) != digest:
-        raise EcgmmError(
-            f"{file}: this is not the list of {what} that was written with the model, {_UNKNOWN}; "
-            "copy the folder anew, or pre-train again"
-        )
-    return pd.read_csv(file, dtype=str, keep_default_na=False)
-
-
-def _read_seen(folder, config):
-    "The list of what an encoder has seen."
-    listed = config.get("seen")
-    if not listed:
-        raise EcgmmError(
-            f"{folder / 'model'}: the length of the list of what it has seen is missing: "
-            "it was made by another version, pre-train it again"
-        )
-    return _read_listed(folder, "seen.csv", listed["digest"], "what was seen")
-
-
-def _read_named_by(folder, config):
-    "The tables that name the patients of what an encoder has seen."
-    named_by: dict[str, dict[str, str]] = {}
-    if digest := config["seen"].get("patients"):
-        lines = _read_listed(folder, "patients.csv", digest, "who is whose recording")
-        for table, record, patient in lines.itertuples(index=False):
-            named_by.setdefault(table, {})[record] = patient
-    return named_by
-
-
-def _leaked(seen, named_by, store, split):
-    "Rows of the list that are held out in a store, or connected with what is."
-    of_seen, of_store = joined_groups([seen, _identifiers(store)], named_by)
+def _leaked(seen, store, split):
+    "Names in the list of what is held out in a store, or connected with what is."
+    of_seen, of_store = joined([seen, listing_of(store)])
     held_out = np.isin(of_seen, of_store[split.held_out])
-    return seen[held_out | (seen["source"] == split.source).to_numpy()]
+    return list(seen.table["name"][held_out | (seen.table["source"] == split.source).to_numpy()])
 
 
 def _check_version(folder, config, store):
@@ -459,15 +399,15 @@ def _check_version(folder, config, store):
         )
 
 
-def _check_unseen(folder, seen, named_by, store, split):
+def _check_unseen(folder, seen, store, split):
     "An error if an encoder has seen what is held out, or whoever is connected with that."
-    named_by = named_by | _named_by([store])
-    leaked = list(_leaked(seen, named_by, store, split)["name"])
+    leaked = _leaked(seen, store, split)
     if leaked:
+        doubt = disputed(named_in([seen, listing_of(store)]))
         raise EcgmmError(
             f"{folder} was trained on {len(leaked)} recordings that are held out here, "
             f"or whose patients are ({leaked[0]} is one): pre-train it for this split "
-            f"({split.name}). {_disputed(named_by)}".rstrip(". ")
+            f"({split.name}). {doubt}".rstrip(". ")
         )
 
 
@@ -482,10 +422,10 @@ def load_pretrained(
     backbone, config = load_model(folder / "model", Backbone.from_config)
     if "pretraining" not in config:
         raise EcgmmError(f"{folder / 'model'} was not made by pre-training")
-    seen, named_by = _read_seen(folder, config), _read_named_by(folder, config)
+    seen = read_seen(folder, config)
     if store is not None and not config["folds"]["transductive"]:
         _check_version(folder, config, store)
-        _check_unseen(folder, seen, named_by, store, split)
+        _check_unseen(folder, seen, store, split)
     return backbone, config
 
 # %% ../nbs/29_pretrain.ipynb #6ec7e780

@@ -370,15 +370,14 @@ def read_scope(
     source, classes = (_column(table, (name,)) for name in ("source", "classes"))
     if source is None or classes is None:
         raise EcgmmError(f"{path}: {needed}, got the columns {', '.join(table.columns)}")
-    scope: dict[str, np.ndarray] = {}
+    known, scope = sorted(set(sources)), {}
     for line, (name, text) in enumerate(zip(table[source], table[classes]), start=2):
-        codes, wrong = labels.parse(text)
+        codes, rest = labels.parse(text)
         looked = labels.vector(codes).astype(bool)
-        if wrong or not looked.any():
-            got = wrong[0] if wrong else text
+        if rest or not looked.any():
+            got = rest[0] if rest else text
             raise EcgmmError(f"{path}: line {line}: classes are needed, got {got[:60]!r}")
+        if name.strip() not in known:
+            raise EcgmmError(f"{path}: no source {name!r}, there are {', '.join(known)}")
         scope[name.strip()] = looked
-    known = sorted(set(sources))
-    if wrong := [name for name in scope if name not in known]:
-        raise EcgmmError(f"{path}: no source {wrong[0]!r}, there are {', '.join(known)}")
     return scope

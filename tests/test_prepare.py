@@ -398,7 +398,7 @@ def test_what_is_odd_but_readable_is_kept(tmp_path):
     assert r.loc["E", "missing"] > 0 and np.isfinite(store.x(4)).all()
     assert r.loc["F", "labelled"] == 0
     assert (
-        sum(len(v) for v in store.split(fold=0).values()) == 5
+        sum(len(v) for v in store.split(fold=0).values()) == 4
         and len(store.split(fold=0).unlabelled) + len(store.split(fold=0).held_out) == 6
     )
 
