@@ -48,11 +48,11 @@ def signature(
 # %% ../nbs/04_copies.ipynb #4d0e0df5
 CERTAIN = 0.15  # distance of two signatures below which they are of one recording
 SUSPECT = 1.0  # below which the samples are compared
-_BLOCK = 2048  # rows compared at a time
+_BLOCK = 1024  # rows compared at a time
 
 
 def _tells(signatures: np.ndarray) -> np.ndarray:
-    "(N,) bool: at least three of the eight leads are not flat, so that the signature says something."
+    "(N,) bool: at least three of eight leads are not flat, so that the signature says something."
     return (np.asarray(signatures)[:, 28:36] != 0).sum(axis=1) >= 3
 
 

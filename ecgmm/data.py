@@ -234,7 +234,7 @@ def _check_digits(path, fields: dict[str, Any]) -> None:
 
 def _parse_header(path, content: bytes) -> _Header:
     "The lines of a header by their kind."
-    lines = [line.strip() for line in content.decode("utf-8", errors="replace").splitlines()]
+    lines = [line.strip() for line in content.decode("utf-8-sig", errors="replace").splitlines()]
     comments = [_comment(line) for line in lines if line.startswith("#")]
     lines = [line for line in lines if line and not line.startswith("#")]
     if any(len(line) > _LINE_LENGTH for line in lines):

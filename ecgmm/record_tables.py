@@ -339,11 +339,18 @@ def read_folds(
     return folds
 
 
+def _fold_number(path, text: str) -> int:
+    "A fold, which may be written 9 or 9.0."
+    if not re.fullmatch(r"\d{1,9}(\.0*)?", text):
+        raise EcgmmError(f"{path}: a fold is a whole number, or train, tune, test; got {text!r}")
+    return int(float(text))
+
+
 def _fold_numbers(path, texts: set[str], test_fold, tune_fold) -> dict[str, int]:
     "Each fold of a table -> its number in the store."
     if texts <= _ROLE.keys():
         return {text: _ROLE[text] for text in texts}
-    value = {text: _whole_number(path, "of a fold", "fold", text) for text in texts}  # type: ignore[arg-type]
+    value = {text: _fold_number(path, text) for text in texts}
     order = sorted(set(value.values()), reverse=True)
     test = order[0] if test_fold is None else test_fold
     below = [n for n in order if n != test]

@@ -1,4 +1,4 @@
-"Tables of patients that cannot be read, and how they are refused; the checks that teach are in 04_record_tables."
+"Tables of patients that cannot be read, and how they are refused."
 
 import numpy as np
 import pytest

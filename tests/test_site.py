@@ -18,7 +18,9 @@ TAUGHT = {
     "02_runs": ["write_whole", "fingerprint"],
     "02_settings": ["Branch", "TrainSettings", "ClassifierSettings", "read_options"],
     "03_synthetic": ["Heart", "Rhythm"],
+    "04_copies": ["signature", "correlation", "find_copies"],
     "04_folds": ["make_groups", "make_folds", "Split"],
+    "04_record_tables": ["RecordNames", "read_patients", "read_folds"],
     "05_store": ["prepare_samples"],
     "06_windows": ["window_starts"],
     "07_spectrogram": ["Spectrogram"],
@@ -26,12 +28,15 @@ TAUGHT = {
     "10_models": ["XResNet1d", "SEResNet", "Classifier"],
     "11_training": ["fit", "ema_update"],
     "12_metrics": ["challenge_score", "bootstrap_interval"],
+    "13_intervals": ["wilson_interval", "auroc_interval", "within_auroc", "holm"],
     "13_probes": ["knn_probabilities"],
+    "15_seen": ["joined", "seen_as"],
     "20_simclr": ["nt_xent", "SimCLR"],
     "21_byol": ["byol_loss", "BYOL"],
     "22_dino": ["dino_loss", "DINOHead", "DINO"],
     "50_thresholds": ["best_threshold", "coordinate_ascent", "shrunk_thresholds", "calibrate"],
-    "51_judgement": ["reliability", "metric_interval", "judge"],
+    "51_clinic": ["clinical_table", "net_benefit", "subgroup_table"],
+    "51_judgement": ["metric_interval", "judge"],
 }
 
 
