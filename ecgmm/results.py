@@ -480,6 +480,11 @@ def verdict(
 ) -> list[str]:
     "What the study shows, in sentences whose numbers come from it."
     ranked, per, table = _compared(study)
+    if "difference" not in table:
+        return [
+            f"No finding has {MIN_POSITIVES} test recordings with it and {MIN_POSITIVES} without: "
+            "nothing can be said about any model."
+        ]
     best, name, blind = ranked.loc[study.best], ", ".join(map(str, study.best)), _blind(ranked)
     column, where = (WITHIN, "within one source") if per else ("auroc", "over all sources")
     value, floor = (
@@ -565,11 +570,10 @@ def _decisions_section(study):
     tables = clinical_tables(p, decided)
     classes = class_scores(study.out, study.scores, *study.best[:2])
     words = [value_words(*ends, digits=2) for ends in _ends(classes, "auroc")]
-    for table in tables.values():  # a table of five models: pairs of two folds are not compared
-        if "AUROC" in table and len(table) == len(classes):
-            table["AUROC"] = words
-        else:
-            table.drop(columns=["AUROC", "classes ranked"], errors="ignore", inplace=True)
+    for title, table in tables.items():  # several models: pairs of two folds are not compared
+        columns = table.columns.drop(["AUROC", "classes ranked"], errors="ignore")
+        by_class = "AUROC" in table and len(table) == len(classes)
+        tables[title] = table.assign(AUROC=words) if by_class else table[columns]
     name = ", ".join(map(str, study.best))
     parts = [
         _note(
