@@ -348,7 +348,7 @@ def plot_gates(
 # %% ../nbs/60_results.ipynb #42a5db07
 _CSS = """
 :root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;
+body{font:16px/1.5 system-ui,sans-serif;max-width:1160px;margin:2rem auto;padding:0 1rem;
 overflow-wrap:anywhere}
 h1{margin-bottom:.2rem}
 h2{margin-top:2.4rem;border-bottom:1px solid #8886}
@@ -356,9 +356,11 @@ nav a{margin-right:1rem}
 figure{margin:1rem 0}
 img{max-width:100%;background:#fff}
 table{border-collapse:collapse;font-size:.85rem;margin:.6rem 0}
-td,th{padding:.25rem .5rem;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
-.prose td:first-child{white-space:normal;min-width:16rem}
+td,th{padding:.25rem .5rem;border-bottom:1px solid #8884;text-align:right}
+td{white-space:nowrap}
+th{overflow-wrap:normal;vertical-align:bottom}
+tbody th{text-align:left;vertical-align:top;min-width:4.5rem}
+.prose tbody th{min-width:16rem}
 .note{opacity:.8;font-size:.9rem}
 .scroll{overflow-x:auto;max-width:100%}
 .verdict li{margin:.4rem 0}
@@ -495,13 +497,13 @@ def verdict(
     below = other.index[(other["holm"] < 0.05) & (other["difference"] < 0)]
     said = [
         f"Best of the models, {where}: {name}, with a mean AUROC of {value} over "
-        f"{int(best[f'{column}_classes'])} classes. It was the best on these same recordings, so "
-        "the figure is somewhat too high.",
+        f"{_count(best[f'{column}_classes'])}. It was the best on these same recordings, so the "
+        "figure is somewhat too high.",
         f"Age, sex and source alone, without any ECG, give {floor} {where}, and "
         f"{blind['auroc']:.3f} over all sources (the model: {best['auroc']:.3f}). Against them "
         f"{_against('what is known without an ECG', table.loc[blind.name])}.",
-        f"Of {len(other)} other models {len(below)} are surely below it"
-        + (": " + "; ".join(", ".join(map(str, key)) for key in below) if len(below) else "")
+        f"Surely below it, of {len(other)} other models: "
+        + ("; ".join(", ".join(map(str, key)) for key in below) if len(below) else "none")
         + ". Of the others this study cannot say whether they are worse; that does not make them "
         "equal.",
     ]
@@ -519,6 +521,11 @@ def verdict(
             f"test recordings with or without them: {', '.join(few)}. Nothing is known of these."
         ]
     return said
+
+
+def _count(n):
+    "Such as: 1 class; 9 classes."
+    return f"{int(n)} class{'' if n == 1 else 'es'}"
 
 
 def _blind(ranked):
@@ -570,6 +577,7 @@ def _decisions_section(study):
     tables = clinical_tables(p, decided)
     classes = class_scores(study.out, study.scores, *study.best[:2])
     words = [value_words(*ends, digits=2) for ends in _ends(classes, "auroc")]
+    words = ["too few" if few else w for w, few in zip(words, classes["too_few"], strict=True)]
     for title, table in tables.items():  # several models: pairs of two folds are not compared
         columns = table.columns.drop(["AUROC", "classes ranked"], errors="ignore")
         by_class = "AUROC" in table and len(table) == len(classes)
@@ -594,9 +602,14 @@ def _ends(table, name):
 # %% ../nbs/60_results.ipynb #60a00003
 def _scores_section(study):
     "Both tables and the picture of the protocols."
+    table = summary(study.scores, answers=two_networks(study.answers))
+    ranked = [c for c in table if str(c).startswith("AUROC") or c == "auprc"]
     return "".join(
         [
-            _table(summary(study.scores, answers=two_networks(study.answers))),
+            "<h3>Ranking</h3>",
+            _table(table[["runs", *ranked]]),
+            "<h3>Decisions</h3>",
+            _table(table.drop(columns=ranked).dropna(how="all", subset=["challenge"])),
             _note(
                 "The first rows have not seen any ECG. AUROC: over all test folds and runs, from "
                 "pairs of one fold (and of one source), with a 95 % interval over patients and "
