@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'environment', 'trained_runs', 'histories', 'plot_curves', 'plot_protocols', 'drawn_pairs', 'plot_classes',
-           'gate_weights', 'all_gate_weights', 'plot_gates', 'Study', 'verdict', 'by_source', 'write_report',
-           'read_study', 'ecgmm_reproduce', 'ecgmm_demo']
+           'gate_weights', 'all_gate_weights', 'plot_gates', 'Study', 'verdict', 'Clinic', 'clinic_of', 'by_source',
+           'write_report', 'read_study', 'ecgmm_reproduce', 'ecgmm_demo']
 
 # %% ../nbs/60_results.ipynb #7ac4f14f
 import base64
@@ -23,6 +23,7 @@ from datetime import date
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,7 @@ from ecgmm.study import (
     Judged,
     arm_columns,
     class_scores,
+    class_table,
     column_titles,
     differences,
     gather_answers,
@@ -566,32 +568,47 @@ def _warning(study):
     return _list_of(items)
 
 
-def _decisions_section(study):
-    "The tables and pictures of a clinic for the best model."
-    folds, (p, decided) = [j.predictions for j in study.judged], together(study.judged)
+class Clinic(NamedTuple):
+    "Decisions over several folds as a clinic reads them."
+
+    sentences: list[str]
+    tables: dict[str, pd.DataFrame]  # title -> table of text
+    figures: dict[str, Figure]  # what it shows, in words -> the figure
+
+
+def clinic_of(
+    parts: Sequence[Judged],  # of `pooled`
+) -> Clinic:
+    "Sentences, tables and figures of all folds; rankings are compared within folds."
+    folds, (p, decided) = [j.predictions for j in parts], together(parts)
     figures = summary_figures(p, decided, draws=0)
     for name, per in ((WITHIN, "source"), ("auroc", None)):
         m = macro_auroc(folds, per=per, draws=300)
         figures |= {name: m.value, f"{name}_low": m.low, f"{name}_high": m.high}
         figures |= {f"{name}_classes": m.n_classes}
     tables = clinical_tables(p, decided)
-    classes = class_scores(study.out, study.scores, *study.best[:2])
+    classes = class_table(folds)
     words = [value_words(*ends, digits=2) for ends in _ends(classes, "auroc")]
     words = ["too few" if few else w for w, few in zip(words, classes["too_few"], strict=True)]
     for title, table in tables.items():  # several models: pairs of two folds are not compared
         columns = table.columns.drop(["AUROC", "classes ranked"], errors="ignore")
         by_class = "AUROC" in table and len(table) == len(classes)
         tables[title] = table.assign(AUROC=words) if by_class else table[columns]
-    name = ", ".join(map(str, study.best))
+    return Clinic(summary_sentences(figures), tables, clinical_figures(p, decided))
+
+
+def _decisions_section(study):
+    "The tables and pictures of a clinic for the best model."
+    name, clinic = ", ".join(map(str, study.best)), clinic_of(study.judged)
     parts = [
         _note(
             f"The best model, {name}: calibrated probabilities and decisions of the first seed, "
             "test recordings of all folds, 95 % intervals over patients."
         ),
-        _list_of(summary_sentences(figures)),
+        _list_of(clinic.sentences),
     ]
-    parts += [f"<h3>{title}</h3>{_table(table)}" for title, table in tables.items()]
-    parts += [_picture(fig, text + ".") for text, fig in clinical_figures(p, decided).items()]
+    parts += [f"<h3>{title}</h3>{_table(table)}" for title, table in clinic.tables.items()]
+    parts += [_picture(fig, text + ".") for text, fig in clinic.figures.items()]
     return "".join(parts)
 
 

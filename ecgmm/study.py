@@ -49,7 +49,6 @@ from ecgmm.intervals import (
     macro_auroc,
     macro_draws,
     paired_difference,
-    within_source,
 )
 from ecgmm.judgement import (
     Judgement,
@@ -530,8 +529,7 @@ def _control_rows(work, seed, split):
 # %% ../nbs/55_study.ipynb #65884365
 def _scores(judged):
     "All metrics by both protocols, NaN where there are none."
-    held_out = read_judged(judged)
-    row = dict(within_source=within_source(held_out.predictions))
+    held_out, row = read_judged(judged), {}
     for prefix, j in (("", held_out), ("paper_", read_judged(judged, "paper"))):
         values = j.predictions.report(j.decided) if j else {}
         row |= {f"{prefix}{name}": values.get(name, np.nan) for name in METRICS}
@@ -749,7 +747,7 @@ def arm_columns(
     return ["model", "pretraining", *varied]
 
 
-WITHIN = "within_source"  # the leading column of a table
+WITHIN = "within_source"  # the leading column of a table, over all folds: see `ranking`
 PROTOCOLS = {"held-out": "", "paper": "paper_"}  # protocol -> prefix of its columns
 
 
@@ -758,9 +756,7 @@ def shown_metrics(
     protocol: str = "held-out",  # or "paper"
 ) -> list[str]:
     "The metrics of a table: one that is registered later stands in it after the next call."
-    prefix = PROTOCOLS[protocol]
-    first = [WITHIN] if WITHIN in scores and protocol == "held-out" else []
-    return first + [name for name in METRICS if prefix + name in scores]
+    return [name for name in METRICS if PROTOCOLS[protocol] + name in scores]
 
 
 def column_titles() -> dict[str, str]:
@@ -791,7 +787,8 @@ def summary(
     table, runs = _per_arm(scores, names, lambda rows, name: _spread(rows[prefix + name]))
     if answers is not None and protocol == "held-out":
         shown = _ranking_words(ranking(answers))
-        table = shown.join(table.drop(columns=["auroc", WITHIN], errors="ignore"))
+        table = shown.join(table.drop(columns="auroc"))
+        runs = answers.scores.groupby(arm_columns(answers.scores), sort=False).size()
     table.insert(0, "runs", runs)
     return table
 
