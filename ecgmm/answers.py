@@ -354,10 +354,10 @@ def _chosen_format(options):
 def _next_command(options):
     "What may be typed next."
     if options.out:
-        return (
-            f"next: ecgmm_evaluate --model {options.model} --store STORE (recordings with labels)"
-        )
-    return f"next: ecgmm_predict --model {options.model} --data {options.data} --out answers.csv"
+        return f"next: ecgmm_evaluate --model {options.model} --store STORE (one with labels)"
+    decision = f" --decision {options.decision}" if options.decision else ""
+    same = f"--model {options.model}{decision} --data {options.data}"
+    return f"next: ecgmm_predict {same} --out answers.csv"
 
 
 def _answers(options, opened):
