@@ -52,12 +52,11 @@ def joint_decision(
     "What several models decide by together."
     thresholds = np.array([config["thresholds"] for config in configs], float)
     groups = [config.get("exclusive") or [] for config in configs]
-    bands = [(config.get("uncertain") or {}).get("band") for config in configs]
-    there = None not in bands
+    bands = [c["uncertain"]["band"] for c in configs if c.get("uncertain")]
     return {
         "thresholds": _joint_thresholds(thresholds).tolist(),
         "exclusive": [group for group in groups[0] if all(group in other for other in groups)],
-        "uncertain": {"band": float(np.mean(bands))} if there else None,
+        "uncertain": {"band": float(np.mean(bands))} if len(bands) == len(configs) else None,
     }
 
 # %% ../nbs/52_ensemble.ipynb #641f21fd

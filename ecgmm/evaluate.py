@@ -423,7 +423,7 @@ def evaluate(
     # folder of a run or of its model, a list of several (their mean is scored), or what
     # `open_model` gave
     model: Any,
-    store: Store | StrPath,  # a prepared database with labels
+    store: Store | str | Path,  # a prepared database with labels
     *,
     out: StrPath | None = None,  # folder for tables, pictures and predictions; none if None
     cpu: bool = False,  # use the CPU only

@@ -731,9 +731,10 @@ def _draw_probabilities(ax, result):
     ax.scatter(result.thresholds[known], at[known], marker="|", s=60, color=_INK, lw=1.2, zorder=3)
     ax.set(xlim=(0, 1), ylim=(len(at) - 0.4, -0.6))
     ax.set_yticks(at, result.labels.abbreviations)
-    unsure = ", amber: uncertain" if result.uncertain.any() else ""
-    never = ", grey name: never decided" if not known.all() else ""
-    ax.set_xlabel(f"probability\n( | threshold, red: decided{unsure}{never})")
+    legend = ["red: decided"]
+    legend += ["amber: uncertain"] if result.uncertain.any() else []
+    legend += ["grey name: never decided"] if not known.all() else []
+    ax.set_xlabel(f"probability   ( | threshold)\n{', '.join(legend)}")
     for k, text in enumerate(ax.get_yticklabels()):
         text.set_weight("bold" if result.decided[k] or result.uncertain[k] else "normal")
         text.set_color(_INK if known[k] else "0.6")
