@@ -48,7 +48,7 @@ def signature(
 # %% ../nbs/04_copies.ipynb #4d0e0df5
 CERTAIN = 0.15  # distance of two signatures below which they are of one recording
 SUSPECT = 1.0  # below which the samples are compared
-_BLOCK = 2048  # rows compared at a time
+_BLOCK = 1024  # rows compared at a time
 
 
 def _tells(signatures: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ MODEL_FILES = (*_FILES, _DECISION, *_LISTS, "run.json")  # all that a model fold
 # these a decision may overrule where the config has them; no other field
 _DECIDED = (
     *("thresholds", "calibration", "choice", "metrics"),
-    *("undecided", "exclusive", "uncertain", "clinical"),
+    *("undecided", "exclusive", "uncertain"),
 )
 _NEVER = math.nextafter(1, 2)  # the threshold of a class that is not decided
 _LONGEST = 4 << 20  # bytes of a JSON file, and of the header of the weights
@@ -239,7 +239,18 @@ def _scores(metrics):
     for role, values in roles.items():
         shown = ("-" if values.get(key) is None else f"{values[key]:.3f}" for key in keys)
         rows.append(f"| {role} | " + " | ".join(shown) + " |")
-    return "\n".join(rows)
+    return "\n".join([*rows, *_constant(metrics, keys)])
+
+
+def _constant(metrics, keys):
+    "The row of the best answer that is the same for every recording, where it is known."
+    metric = (metrics.get("interval") or {}).get("metric")
+    constant = metrics.get("constant") or {}
+    if metric not in keys or constant.get("test") is None:
+        return []
+    shown = (f"{constant['test']:.3f}" if key == metric else "-" for key in keys)
+    answer = ", ".join(constant.get("classes", ())) or "nothing"
+    return [f"| test, if the answer were always {answer} | " + " | ".join(shown) + " |"]
 
 
 def _metric_title(key):
@@ -285,6 +296,8 @@ def _limits(config):
 
 def model_card(
     config: dict,  # of a model folder, with what was decided
+    *,
+    clinical: str = "",  # Markdown: how good the decisions were on the test recordings
 ) -> str:  # Markdown
     "What a person should know before using the model."
     parts = [_title(config), "## Input", "\n".join(_input(config))]
@@ -293,6 +306,8 @@ def model_card(
         parts += ["## Classes", *_classes(config)]
     if config.get("metrics"):
         parts += ["## Scores", _scores(config["metrics"]), _protocol(config)]
+    if clinical:
+        parts += ["## The decisions about the test recordings", clinical.strip()]
     parts += ["## Limits", *_limits(config), _OUR_CARD]
     return "\n\n".join(parts) + "\n"
 
@@ -707,6 +722,8 @@ def save_decision(
     decision: dict,
     # where, if elsewhere: nothing in the model folder is touched then
     file: str | Path | None = None,
+    *,
+    clinical: str = "",  # for the card: what was decided about the test recordings, Markdown
 ) -> Path:  # the file, `decision.json` beside the weights if not elsewhere
     "Write what is decided about a model beside its weights, and renew its card."
     folder = Path(folder)
@@ -724,7 +741,7 @@ def save_decision(
     if file is not None:
         write_whole(file, text)
         return Path(file)
-    return _place_decision(folder, text, model_card(config | decision))
+    return _place_decision(folder, text, model_card(config | decision, clinical=clinical))
 
 
 def _place_decision(folder, text, card):

@@ -342,9 +342,15 @@ def _parts(inputs):
     return parts
 
 
+def _is_part(folder):
+    'Whether a folder is just a part of a source: "g1", "records100", or "00000" in such a one.'
+    number = re.fullmatch(r"\d+", folder.name) and re.match("records", folder.parent.name)
+    return bool(number or re.fullmatch(r"g\d+|records\d+", folder.name))
+
+
 def _source(path):
-    'The nearest folder above a recording that is not just a part of a source ("g1").'
-    names = [p.name for p in path.parents if p.name and not re.fullmatch(r"g\d+", p.name)]
+    "The nearest folder above a recording that is not just a part of a source."
+    names = [p.name for p in path.parents if p.name and not _is_part(p)]
     return names[0] if names else ""
 
 # %% ../nbs/05_store.ipynb #478840a1
@@ -1202,7 +1208,11 @@ def _write_patients(run, named):
 
 
 def _write_signatures(run, signatures):
-    run.write(_SIGNATURES, lambda part: np.save(open(part, "wb"), signatures, allow_pickle=False))
+    def write(part):
+        with open(part, "wb") as f:
+            np.save(f, signatures, allow_pickle=False)
+
+    run.write(_SIGNATURES, write)
 
 
 def _with_copies(run, done, rows, y):

@@ -11,16 +11,15 @@ import pytest
 from scipy.special import expit, logit
 
 from ecgmm import EcgmmError
+from ecgmm.clinic import expected_calibration_error, reliability
 from ecgmm.finetune import finetune
 from ecgmm.folder import read_config
 from ecgmm.judgement import (
     chosen_files,
     choose,
-    expected_calibration_error,
     judge,
     metric_interval,
     read_predictions,
-    reliability,
 )
 from ecgmm.labels import Labels
 from ecgmm.metrics import save_predictions
@@ -351,9 +350,11 @@ def test_predictions_of_several_roles_with_patients(run):
     late = roles["test"].with_prob(0.5 * roles["test"].prob + 0.5 * roles["test"].y)
     save_predictions(roles | {"paper": late}, file)
     assert choose(run, draws=20).to_dict() == before
-    paper = choose(run, ChoiceSettings(protocol="paper"), draws=20)
+    by_paper = ChoiceSettings(protocol="paper")
+    paper = choose(run, by_paper, draws=20)
     assert paper.epoch_by == "test"
-    assert paper.decision == choose_decision(late, ChoiceSettings(protocol="paper"))
+    learned = read_config(run / "model")["trained_positives"]
+    assert paper.decision == choose_decision(late, by_paper, trained_positives=learned)
     families = replace(roles["test"], group=np.arange(len(roles["test"])) // 2)
     save_predictions(roles | {"test": families}, file)
     assert choose(run, draws=20).interval != before["metrics"]["interval"]
