@@ -8,8 +8,8 @@ __all__ = ['Words', 'Integers', 'Numbers', 'Branches', 'OneBranch', 'Imported', 
            'BYOLSettings', 'DINOSettings', 'Method', 'method_name', 'PretrainSettings', 'ClassifierSettings',
            'parse_goal', 'ChoiceSettings', 'Arm', 'StudySettings', 'as_dict', 'from_dict', 'CommonOptions',
            'SynthesizeOptions', 'DownloadOptions', 'PrepareOptions', 'PretrainOptions', 'FinetuneOptions',
-           'FuseOptions', 'ThresholdsOptions', 'PredictOptions', 'StudyOptions', 'CompareOptions', 'DemoOptions',
-           'Command', 'read_options', 'main']
+           'FuseOptions', 'ThresholdsOptions', 'PredictOptions', 'EvaluateOptions', 'StudyOptions', 'CompareOptions',
+           'DemoOptions', 'Command', 'read_options', 'main']
 
 # %% ../nbs/02_settings.ipynb #affaec11
 import importlib
@@ -647,7 +647,7 @@ Format = Literal["table", "csv", "json", "challenge"] | None
 class PredictOptions:
     "Judge recordings with a trained model; one line for each file that cannot be judged."
 
-    model: str = "models/gate-fold0"  # run of ecgmm_finetune, or its model folder
+    model: str = "models/signal-fold0"  # run or model folder; several with commas judge together
     data: str = "data"  # a WFDB header, a folder of them, or an .npy file of shape (leads, samples)
     out: str | None = None  # file (challenge: folder) to write; the terminal if not given
     format: Format = None  # table, csv, json or challenge; from the end of out if not given
@@ -662,6 +662,20 @@ class PredictOptions:
     common: CommonOptions = CommonOptions()
     example: ClassVar[str] = "ecgmm_predict --model models/gate-fold0 --data recording.hea"
     then: ClassVar[str] = "ecgmm_predict --model models/gate-fold0 --data folder --out answers.csv"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    "Score a saved model, or several together, on labelled recordings that it has not seen."
+
+    model: str = "models/signal-fold0"  # run or model folder; several with commas judge together
+    store: str = "store"  # folder that ecgmm_prepare made, with labels
+    out: str | None = None  # folder for tables, pictures and predictions; none if not given
+    exclude_seen: bool = False  # leave out whoever the model was trained on, instead of refusing
+    cpu: bool = False  # use the CPU only
+    common: CommonOptions = CommonOptions()
+    example: ClassVar[str] = "ecgmm_evaluate --model models/gate-fold0 --store other --out scores"
+    then: ClassVar[str] = "open scores/card.md"
 
 # %% ../nbs/02_settings.ipynb #a5e10019
 MODELS = ("signal", "spectrogram", "average", "concat", "gate", "balanced")  # of a study
@@ -742,6 +756,7 @@ COMMANDS: dict[str, Command] = {
     "fuse": Command(FuseOptions, "ecgmm.finetune"),
     "thresholds": Command(ThresholdsOptions, "ecgmm.judgement"),
     "predict": Command(PredictOptions, "ecgmm.answers"),
+    "evaluate": Command(EvaluateOptions, "ecgmm.evaluate"),
     "compare": Command(CompareOptions, "ecgmm.study"),
     "reproduce": Command(StudyOptions, "ecgmm.results"),
 }
