@@ -402,9 +402,10 @@ class ChoiceSettings:
     search: str = "shrunk"  # of the thresholds: shrunk, exact, official, common or your own
     # auto, challenge, f_measure, f_beta, youden, sensitivity=0.9, specificity=0.95 or cost=5
     goal: str = "auto"
-    undecided: bool = True  # leave out classes that fewer than 3 training recordings have
-    exclusive: bool = False  # of rhythms that exclude each other decide the likeliest alone
-    uncertain: float | None = None  # share of errors to allow, such as 0.05; the rest is uncertain
+    undecided: bool = True  # classes with fewer than 3 training recordings; False: decide every one
+    exclusive: bool = False  # of rhythms that exclude each other decide one at most
+    # largest share of wrong answers, such as 0.05: what is too near to its threshold is uncertain
+    uncertain: float | None = None
 
     def __post_init__(self):
         _one_of(self, "best_by", ("auroc", "auprc"))
