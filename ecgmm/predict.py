@@ -493,7 +493,7 @@ class _Pending:
     def load(self, load, length):
         "Read the samples and place the windows of so many samples."
         self.samples, self.seconds, self.notes, self.digest = load(self.item.recording)
-        self.signature = signature(self.samples)
+        self.length = len(self.samples)  # before it is filled up
         self.starts = window_starts(len(self.samples), length, STRIDE)
         self.left, self.total, self.gates = len(self.starts), 0.0, []
         if len(self.samples) < length:
@@ -547,7 +547,7 @@ def _recall(opened, pending):
     "Note which of these recordings a model has seen before."
     if not opened.lists or not pending:
         return
-    signatures = np.stack([p.signature for p in pending])
+    signatures = np.stack([signature(p.samples[: p.length]) for p in pending])
     roles = seen_before(opened.lists, signatures, [p.digest for p in pending])
     for p, role in zip(pending, roles, strict=True):
         p.seen = role

@@ -114,7 +114,7 @@ def roles_of(store, fold):
 
 
 def test_a_judged_recording_that_was_trained_on(place, tmp_path, capsys):
-    "Reports 11: people measure a model on what it has seen; also exported anew, alone or in a list."
+    "Reports 11: people measure a model on what it has seen, as it was or exported anew."
     paths = roles_of(Store(place / "store"), 0)
     r = read_recording(place / "data" / paths["train"])
     half = Recording("Exported", 0.5 * resample(r.x, r.fs, 250), 250)
