@@ -95,6 +95,11 @@ class _Seen(NamedTuple):
     def stores(self) -> list[Store]:
         return [self.store, *self.unlabelled]
 
+    @property
+    def nothing(self) -> bool:
+        "No recording at all: the method brings what it learns from."
+        return not self.rows
+
 
 def _n_of_source(stores, source):
     "How many recordings of these stores are of a source."
@@ -103,7 +108,7 @@ def _n_of_source(stores, source):
 
 def _left_out(seen):
     "Why recordings are not seen, in numbers."
-    if seen.transductive:
+    if seen.transductive or seen.nothing:
         return dict(held_out=0, train=0, further_source=0, further=0)
     n_train = len(seen.split.unlabelled)
     n_source = _n_of_source(seen.unlabelled, seen.split.source)
@@ -219,6 +224,8 @@ def _check_seen(seen):
     "An error where stores do not fit together, or nothing may be seen."
     for other in seen.unlabelled:
         _check_alike(seen.store, other)
+    if seen.nothing:
+        return
     n = sum(map(len, seen.rows))
     if n < 2:
         raise EcgmmError(
@@ -227,8 +234,25 @@ def _check_seen(seen):
         )
 
 
-def _batches(seen, settings, device):
-    "Random windows of all recordings that may be seen."
+def _seen(learner, store, split, unlabelled, settings):
+    "What a run sees: nothing, if the method brings what it learns from."
+    transductive = settings.transductive
+    if not hasattr(learner, "batches"):
+        rows = allowed_rows(store, split, unlabelled, transductive=transductive)
+        return _Seen(store, split, tuple(unlabelled), rows, transductive)
+    if unlabelled or transductive:
+        raise EcgmmError(
+            f"{method_name(settings.method)} looks at no recording: further stores or "
+            "transductive would have no effect"
+        )
+    return _Seen(store, split, (), [], False)
+
+
+def _batches(learner, seen, settings, device, show):
+    "Random windows of all recordings that may be seen, or what the method brings."
+    if seen.nothing:
+        denoise = seen.store.meta["options"]["denoise"]
+        return learner.batches(settings, device, denoise=denoise, progress=show)
     return Batches(
         Windows(seen.stores, seen.rows, device=device),
         batch_size=settings.train.batch_size,
@@ -259,7 +283,7 @@ def _is_due(epoch, settings):
 def _train(learner, seen, settings, *, folder, accelerator, progress):
     "Statistics of the front end, then all epochs, with a probe now and then."
     device, show = accelerator.device, progress and accelerator.is_main_process
-    batches = _batches(seen, settings, device)
+    batches = _batches(learner, seen, settings, device, show)
     _fit_front(learner.to(device), batches, settings.train.seed, show)
     probe = None
     if settings.probe_every:
@@ -291,9 +315,8 @@ def pretrain(
     progress: bool = True,  # show a bar
 ) -> list[dict]:  # the history, one an epoch
     "Train an encoder without labels on what a split allows, and leave a model folder."
-    learner, transductive = build_learner(settings), settings.transductive
-    rows = allowed_rows(store, split, unlabelled, transductive=transductive)
-    seen = _Seen(store, split, tuple(unlabelled), rows, transductive)
+    learner = build_learner(settings)
+    seen = _seen(learner, store, split, unlabelled, settings)
     accelerator = accelerator_for(cpu)
     _check_decay(learner, settings)
     _check_seen(seen)
@@ -314,6 +337,7 @@ def pretrain(
         return history
 
 # %% ../nbs/29_pretrain.ipynb #f1e70010
+_NOTHING = "no real recording was seen"
 _FILES = (
     *SEEN_FILES,
     *(f"model/{name}" for name in MODEL_FILES),
@@ -335,6 +359,8 @@ def _identity(settings, seen, accelerator: Accelerator):
 
 def _seen_listing(seen):
     "What is seen, as one list."
+    if seen.nothing:
+        return replace(listing_of(seen.store).take(np.zeros(0, int), "pretrain"), named_by={})
     listings = [listing_of(store) for store in seen.stores]
     kept = [one.take(rows, "pretrain") for one, rows in zip(listings, seen.rows, strict=True)]
     return merged(kept)
@@ -356,16 +382,17 @@ def _last_epoch(run):
 def _model_config(settings, seen, listed, sources, last) -> dict[str, Any]:
     "What the model folder says of the encoder and its training."
     resolved, store = _resolved(settings), seen.store
+    folds = {} if seen.nothing else seen.split.description
     return dict(
         modality=resolved.branch.modality,
         encoder=resolved.branch.encoder,
         pretraining=as_dict(resolved) | dict(last=last),
-        folds=seen.split.description | dict(transductive=seen.transductive),
+        folds=folds | dict(transductive=seen.transductive),
         preprocessing=store.meta["options"],
         store_version=store.meta["version"],
         seen=listed,
         left_out=_left_out(seen),
-        trained_on=sources,
+        trained_on=_NOTHING if seen.nothing else sources,
     )
 
 
@@ -439,6 +466,8 @@ _REASONS = {  # why recordings were not seen
 
 def _summary(result):
     "What was seen, and what was left out and why."
+    if not result["seen"]["rows"]:
+        return f"{_NOTHING}: the encoder may be used with every fold and store"
     left_out = result["left_out"]
     reasons = [f"{left_out[key]} {text}" for key, text in _REASONS.items() if left_out[key]]
     n = result["seen"]["rows"]
