@@ -148,8 +148,9 @@ def _training(config):
     if isinstance(sources, list):
         sources = f"from the sources {', '.join(sources)}"
     items = [f"- {sources}"]
-    if "test" in config.get("folds", {}):
-        shown = {k: v for k, v in config["folds"].items() if k in ("test", "tune", "sizes")}
+    folds = config.get("folds") or {}
+    shown = {k: v for k, v in folds.items() if k in ("test", "tune", "sizes")}
+    if shown:
         saw = "the weights were fitted on the train recordings alone"
         if _is_transductive(config):
             saw = _TRANSDUCTIVE

@@ -6,6 +6,7 @@ __all__ = ['SECONDS', 'LEAST', 'Pool', 'SimulatedBatches', 'Simulated']
 # %% ../nbs/24_simulated.ipynb #d8bc42a7
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -90,13 +91,13 @@ class SimulatedBatches:
         progress: bool = False,  # show a bar while hearts are simulated before the first step
     ):
         self.settings, self.method, self.device = settings, settings.method, device
-        self.options = dict(denoise=denoise)
+        self.denoise = denoise
         self.sizes = [self.method.hearts]  # of each pool of an epoch
         if self.method.fresh:
             self.sizes = _parts(self.method.hearts, settings.train.batch_size)
         else:
-            pool = Pool(*self.sizes, _seed(settings.train.seed), progress=progress, **self.options)
-            self.pool = self._cut(pool)
+            hearts, seed = self.method.hearts, _seed(settings.train.seed)
+            self.pool = self._cut(Pool(hearts, seed, denoise=denoise, progress=progress))
 
     def _cut(self, pool):
         "Random windows of a pool."
@@ -132,12 +133,12 @@ class SimulatedBatches:
     def _made_ahead(self, seeds):
         "The pools of an epoch; while one is used, the next is made on a thread."
         with ThreadPoolExecutor(1, "ecgmm hearts ahead") as thread:
-            jobs = [thread.submit(Pool, self.sizes[0], seeds[0], **self.options)]
+            make = partial(thread.submit, Pool, denoise=self.denoise)
+            job = make(self.sizes[0], seeds[0])
             for size, seed in zip(self.sizes[1:], seeds[1:], strict=True):
-                pool = jobs.pop().result()
-                jobs.append(thread.submit(Pool, size, seed, **self.options))
+                pool, job = job.result(), make(size, seed)
                 yield pool
-            yield jobs.pop().result()
+            yield job.result()
 
 # %% ../nbs/24_simulated.ipynb #53ad09c6
 class Simulated(nn.Module):
