@@ -6,8 +6,8 @@
 __all__ = ['Words', 'Integers', 'Numbers', 'Branches', 'OneBranch', 'Imported', 'METHODS', 'GOAL_VALUES', 'Format', 'MODELS',
            'COMMANDS', 'Branch', 'SyntheticSettings', 'PrepareSettings', 'Tables', 'TrainSettings', 'SimCLRSettings',
            'BYOLSettings', 'DINOSettings', 'SimulatedSettings', 'Method', 'method_name', 'PretrainSettings',
-           'ClassifierSettings', 'parse_goal', 'ChoiceSettings', 'Arm', 'StudySettings', 'as_dict', 'from_dict',
-           'CommonOptions', 'SynthesizeOptions', 'DownloadOptions', 'PrepareOptions', 'PretrainOptions',
+           'usual_pretraining', 'ClassifierSettings', 'parse_goal', 'ChoiceSettings', 'Arm', 'StudySettings', 'as_dict',
+           'from_dict', 'CommonOptions', 'SynthesizeOptions', 'DownloadOptions', 'PrepareOptions', 'PretrainOptions',
            'FinetuneOptions', 'FuseOptions', 'ThresholdsOptions', 'PredictOptions', 'StudyOptions', 'CompareOptions',
            'DemoOptions', 'Command', 'read_options', 'main']
 
@@ -288,6 +288,8 @@ class Method:
 
     settings: type  # its dataclass; all fields have defaults
     learner: Any  # class built as learner(front, encoder, settings); or "module:class"
+    train: TrainSettings | None = None  # its usual training; None: that of `PretrainSettings`
+    n_windows: int | None = None  # its usual windows of a recording; None: likewise
 
     def build(self) -> Callable:  # the learner's class
         "The class itself; a built-in one is imported now."
@@ -301,7 +303,9 @@ METHODS: dict[str, Method] = {
     "simclr": Method(SimCLRSettings, "ecgmm.simclr:SimCLR"),
     "byol": Method(BYOLSettings, "ecgmm.byol:BYOL"),
     "dino": Method(DINOSettings, "ecgmm.dino:DINO"),
-    "simulated": Method(SimulatedSettings, "ecgmm.simulated:Simulated"),
+    "simulated": Method(
+        SimulatedSettings, "ecgmm.simulated:Simulated", TrainSettings(), n_windows=1
+    ),
 }
 
 
@@ -343,6 +347,17 @@ class PretrainSettings:
             raise EcgmmError(
                 f"a branch without @FOLDER is needed to be pre-trained, got {self.branch}"
             )
+
+
+def usual_pretraining(
+    name: str,  # in `METHODS`
+    branch: Branch = Branch(),  # what is trained
+) -> PretrainSettings:
+    "A method with its usual settings, as `ecgmm_pretrain --method NAME` has them."
+    method = METHODS[name]
+    own = dict(train=method.train, n_windows=method.n_windows)
+    given = {field: value for field, value in own.items() if value is not None}
+    return PretrainSettings(method.settings(), branch, **given)
 
 # %% ../nbs/02_settings.ipynb #a5e1000f
 @dataclass(frozen=True)
@@ -846,8 +861,10 @@ def _defaults(options, words):
     if name not in METHODS:
         raise EcgmmError(f"--method must be one of {', '.join(METHODS)}; got {name!r}")
     if name != own:
-        settings = replace(defaults.settings, method=METHODS[name].settings())
-        defaults = replace(defaults, settings=settings)
+        usual = usual_pretraining(name, defaults.settings.branch)
+        if config:  # what the file says stays
+            usual = replace(defaults.settings, method=usual.method)
+        defaults = replace(defaults, settings=usual)
     return replace(defaults, method=name)
 
 # %% ../nbs/02_settings.ipynb #a5e1001d
