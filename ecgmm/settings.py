@@ -356,7 +356,7 @@ def usual_pretraining(
     "A method with its usual settings, as `ecgmm_pretrain --method NAME` has them."
     method = METHODS[name]
     own = dict(train=method.train, n_windows=method.n_windows)
-    given = {field: value for field, value in own.items() if value is not None}
+    given: dict[str, Any] = {field: value for field, value in own.items() if value is not None}
     return PretrainSettings(method.settings(), branch, **given)
 
 # %% ../nbs/02_settings.ipynb #a5e1000f

@@ -155,8 +155,9 @@ class Simulated(nn.Module):
     ):
         super().__init__()
         self.front, self.encoder, self.settings = front, encoder, settings
-        n_classes = len(Labels.challenge2020())
-        self.head = look_up(HEADS, settings.head, "head")(cast(int, encoder.n_out), n_classes, 0.0)
+        self.labels = Labels.challenge2020()
+        make_head = look_up(HEADS, settings.head, "head")
+        self.head = make_head(cast(int, encoder.n_out), len(self.labels), 0.0)
 
     def batches(
         self,
