@@ -148,15 +148,16 @@ def _training(config):
     if isinstance(sources, list):
         sources = f"from the sources {', '.join(sources)}"
     items = [f"- {sources}"]
-    if config.get("folds"):
-        shown = {k: v for k, v in config["folds"].items() if k in ("test", "tune", "sizes")}
+    folds = config.get("folds") or {}
+    shown = {k: v for k, v in folds.items() if k in ("test", "tune", "sizes")}
+    if shown:
         saw = "the weights were fitted on the train recordings alone"
         if _is_transductive(config):
             saw = _TRANSDUCTIVE
         items.append(f"- roles: {', '.join(f'{k} {v}' for k, v in shown.items())}; {saw}")
     if config.get("pretraining"):
         about = json.dumps(config["pretraining"])
-        items.append(f"- its encoder was pre-trained without labels: {about}")
+        items.append(f"- its encoder was pre-trained: {about}")
     if "settings" in config:
         items.append(f"- settings: {json.dumps(config['settings'])}")
     return items

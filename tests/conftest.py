@@ -137,6 +137,7 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; those not named
     "31_comparison": 60,
     "29_pretrain": 45,
     "22_dino": 45,
+    "24_simulated": 60,
     "21_byol": 35,
     "20_simclr": 35,
     "50_thresholds": 20,

@@ -34,6 +34,7 @@ TAUGHT = {
     "20_simclr": ["nt_xent", "SimCLR"],
     "21_byol": ["byol_loss", "BYOL"],
     "22_dino": ["dino_loss", "DINOHead", "DINO"],
+    "24_simulated": ["Pool", "SimulatedBatches", "Simulated"],
     "50_thresholds": ["best_threshold", "coordinate_ascent", "shrunk_thresholds", "calibrate"],
     "51_clinic": ["clinical_table", "net_benefit", "subgroup_table"],
     "51_judgement": ["metric_interval", "judge"],
