@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 from . import EcgmmError
-from .folder import MODEL_FILES, save_decision, save_model, weights_digest
+from .folder import MODEL_FILES, load_model, save_decision, save_model, weights_digest
 from .folds import Split
 from ecgmm.metrics import (
     METRICS,
@@ -32,7 +32,7 @@ from ecgmm.metrics import (
     save_predictions,
 )
 from .models import Backbone, Classifier
-from .pretrain import load_pretrained
+from .pretrain import TAUGHT, load_pretrained
 from .probes import features, knn_probabilities, linear_probabilities, mean_over_windows
 from .runs import Run, plain, with_nan
 from .seen import listing_of, merged, note_seen, read_seen, seen_tables
@@ -306,7 +306,21 @@ def build(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         branches = {s.modality: start_backbone(s, statistics.epoch(seed), device) for s in starts}
-        return Classifier.from_config(config, branches).to(device)
+        model = Classifier.from_config(config, branches)
+    _take_head(model, config, starts)
+    return model.to(device)
+
+
+def _take_head(model, config, starts):
+    "The head too, from a single encoder that was taught with labels: the same classes and head."
+    if len(starts) > 1 or starts[0].folder is None:
+        return
+    folder = starts[0].folder / TAUGHT
+    if not folder.is_dir():
+        return
+    taught, about = load_model(folder)
+    if about["labels"] == config["labels"] and about["head"] == config["head"]:
+        model.head.load_state_dict(taught.head.state_dict())
 
 # %% ../nbs/30_finetune.ipynb #f1e70004
 CHOICES = ("auroc", "auprc")  # metrics on tune; the best epoch by each is kept

@@ -148,15 +148,16 @@ def _training(config):
     if isinstance(sources, list):
         sources = f"from the sources {', '.join(sources)}"
     items = [f"- {sources}"]
-    if config.get("folds"):
-        shown = {k: v for k, v in config["folds"].items() if k in ("test", "tune", "sizes")}
+    folds = config.get("folds") or {}
+    shown = {k: v for k, v in folds.items() if k in ("test", "tune", "sizes")}
+    if shown:
         saw = "the weights were fitted on the train recordings alone"
         if _is_transductive(config):
             saw = _TRANSDUCTIVE
         items.append(f"- roles: {', '.join(f'{k} {v}' for k, v in shown.items())}; {saw}")
     if config.get("pretraining"):
         about = json.dumps(config["pretraining"])
-        items.append(f"- its encoder was pre-trained without labels: {about}")
+        items.append(f"- its encoder was pre-trained: {about}")
     if "settings" in config:
         items.append(f"- settings: {json.dumps(config['settings'])}")
     return items
@@ -202,7 +203,7 @@ def _calibration(config):
     if pooled:
         how = (
             f"{kind}, one slope ({slopes[0]:.2f}) and intercept ({shifts[0]:.2f}) of the logit for "
-            f"all classes, of which {len(own)} of {n} had {MIN_POSITIVES} recordings or more in tune"
+            f"all classes, of which {len(own)} of {n} had {MIN_POSITIVES} recordings in tune"
         )
     return f"Probabilities are calibrated first: {how}."
 
@@ -269,7 +270,7 @@ def _protocol(config):
     if choice:
         sentences.append(
             f"Protocol: {choice.get('protocol')}; search of the thresholds: "
-            f"{choice.get('search')}; goal: {choice.get('goal')}; epoch: best by "
+            f"{choice.get('search')}; goal: {choice.get('goal', 'not noted')}; epoch: best by "
             f"{choice.get('best_by')}."
         )
     interval = config["metrics"].get("interval") or {}
@@ -285,7 +286,9 @@ def _limits(config):
     labels = _labels(config)
     outputs = ""
     if labels is not None:
-        outputs = f" It was trained for {len(labels)} classes and reports no other finding"
+        decided = sum(t <= 1 for t in config.get("thresholds", ()))
+        only = f", decides {decided} of them," if 0 < decided < len(labels) else ""
+        outputs = f" It was trained for {len(labels)} classes{only} and reports no other finding"
         outputs += ": no infarction." if labels.name == "challenge2020" else "."
     versions = config["versions"]
     made = f"Made with ecgmm {versions['ecgmm']}, torch {versions['torch']}."
@@ -662,9 +665,11 @@ def _check_decision(decision, config, where):
 
 def _check_never(decision, names, where):
     "The threshold of a class that is not decided is above 1."
-    thresholds = dict(zip(names, decision.get("thresholds", ()), strict=False))
+    if "thresholds" not in decision:
+        return
+    thresholds = dict(zip(names, decision["thresholds"], strict=True))
     for name in decision.get("undecided", ()):
-        if thresholds.get(name, 2) <= 1:
+        if thresholds[name] <= 1:
             raise EcgmmError(
                 f"{where}: {name} is not decided and has the threshold {thresholds[name]}: one "
                 "just above 1 is needed"

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Words', 'Integers', 'Numbers', 'Branches', 'OneBranch', 'Imported', 'METHODS', 'GOAL_VALUES', 'Format', 'MODELS',
            'COMMANDS', 'Branch', 'SyntheticSettings', 'PrepareSettings', 'Tables', 'TrainSettings', 'SimCLRSettings',
-           'BYOLSettings', 'DINOSettings', 'Method', 'method_name', 'PretrainSettings', 'ClassifierSettings',
-           'parse_goal', 'ChoiceSettings', 'Arm', 'StudySettings', 'as_dict', 'from_dict', 'CommonOptions',
-           'SynthesizeOptions', 'DownloadOptions', 'PrepareOptions', 'PretrainOptions', 'FinetuneOptions',
-           'FuseOptions', 'ThresholdsOptions', 'PredictOptions', 'StudyOptions', 'CompareOptions', 'DemoOptions',
-           'Command', 'read_options', 'main']
+           'BYOLSettings', 'DINOSettings', 'SimulatedSettings', 'Method', 'method_name', 'PretrainSettings',
+           'usual_pretraining', 'ClassifierSettings', 'parse_goal', 'ChoiceSettings', 'Arm', 'StudySettings', 'as_dict',
+           'from_dict', 'CommonOptions', 'SynthesizeOptions', 'DownloadOptions', 'PrepareOptions', 'PretrainOptions',
+           'FinetuneOptions', 'FuseOptions', 'ThresholdsOptions', 'PredictOptions', 'EvaluateOptions', 'StudyOptions',
+           'CompareOptions', 'DemoOptions', 'Command', 'read_options', 'main']
 
 # %% ../nbs/02_settings.ipynb #affaec11
 import importlib
@@ -264,11 +264,32 @@ class DINOSettings:
 
 
 @dataclass(frozen=True)
+class SimulatedSettings:
+    "Settings of learning from simulated hearts and their labels."
+
+    hearts: int = 2400  # simulated for an epoch; from 1800 on at least 60 of each class
+    fresh: bool = False  # other hearts in each epoch (two cores); False: the same ones in all
+    amplitude: tuple[float, float] = (0.6, 1.6)  # smallest and largest factor of a window
+    lead_dropout: float = 0.1  # probability with which a lead is set to zero, 0 to below 1
+    time_mask: float = 0.2  # share of the time that each lead loses, 0 to below 1
+    head: str = "mlp"  # from features to classes: mlp, linear, or a name added to `HEADS`
+
+    def __post_init__(self):
+        _at_least(self, hearts=2)
+        _between(self, 0, 1, "lead_dropout", "time_mask", ends="low")
+        low, high = self.amplitude
+        if not 0 < low <= high < float("inf"):
+            raise EcgmmError(f"amplitude must be two factors above 0, got {self.amplitude}")
+
+
+@dataclass(frozen=True)
 class Method:
     "A method of pre-training."
 
     settings: type  # its dataclass; all fields have defaults
     learner: Any  # class built as learner(front, encoder, settings); or "module:class"
+    train: TrainSettings | None = None  # its usual training; None: that of `PretrainSettings`
+    n_windows: int | None = None  # its usual windows of a recording; None: likewise
 
     def build(self) -> Callable:  # the learner's class
         "The class itself; a built-in one is imported now."
@@ -282,6 +303,9 @@ METHODS: dict[str, Method] = {
     "simclr": Method(SimCLRSettings, "ecgmm.simclr:SimCLR"),
     "byol": Method(BYOLSettings, "ecgmm.byol:BYOL"),
     "dino": Method(DINOSettings, "ecgmm.dino:DINO"),
+    "simulated": Method(
+        SimulatedSettings, "ecgmm.simulated:Simulated", TrainSettings(), n_windows=1
+    ),
 }
 
 
@@ -304,7 +328,7 @@ def method_name(
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    "Learning from recordings without their labels."
+    "Learning from recordings without their labels, or from simulated ones with theirs."
 
     method: Any = SimCLRSettings()  # settings of one of the `METHODS`
     branch: OneBranch = Branch()  # what is trained: signal, spectrogram=se_resnet_small, ...
@@ -323,6 +347,17 @@ class PretrainSettings:
             raise EcgmmError(
                 f"a branch without @FOLDER is needed to be pre-trained, got {self.branch}"
             )
+
+
+def usual_pretraining(
+    name: str,  # in `METHODS`
+    branch: Branch = Branch(),  # what is trained
+) -> PretrainSettings:
+    "A method with its usual settings, as `ecgmm_pretrain --method NAME` has them."
+    method = METHODS[name]
+    own = dict(train=method.train, n_windows=method.n_windows)
+    given: dict[str, Any] = {field: value for field, value in own.items() if value is not None}
+    return PretrainSettings(method.settings(), branch, **given)
 
 # %% ../nbs/02_settings.ipynb #a5e1000f
 @dataclass(frozen=True)
@@ -402,9 +437,10 @@ class ChoiceSettings:
     search: str = "shrunk"  # of the thresholds: shrunk, exact, official, common or your own
     # auto, challenge, f_measure, f_beta, youden, sensitivity=0.9, specificity=0.95 or cost=5
     goal: str = "auto"
-    undecided: bool = True  # leave out classes that fewer than 3 training recordings have
-    exclusive: bool = False  # of rhythms that exclude each other decide the likeliest alone
-    uncertain: float | None = None  # share of errors to allow, such as 0.05; the rest is uncertain
+    undecided: bool = True  # classes with fewer than 3 training recordings; False: decide every one
+    exclusive: bool = False  # of rhythms that exclude each other decide one at most
+    # largest share of wrong answers, such as 0.05: what is too near to its threshold is uncertain
+    uncertain: float | None = None
 
     def __post_init__(self):
         _one_of(self, "best_by", ("auroc", "auprc"))
@@ -589,11 +625,11 @@ class PrepareOptions:
 # %% ../nbs/02_settings.ipynb #a5e10018
 @dataclass(frozen=True)
 class PretrainOptions:
-    "Pre-train an encoder without labels, on what a split allows."
+    "Pre-train an encoder without labels on what a split allows, or on simulated hearts."
 
     store: str = "store"  # folder that ecgmm_prepare made
     out: str | None = None  # folder for the encoder; models/METHOD-MODALITY-foldN if not given
-    method: str = "simclr"  # simclr, byol, dino, or a name that --import adds to METHODS
+    method: str = "simclr"  # simclr, byol, dino, simulated, or what --import adds to METHODS
     fold: int = 0  # test fold, from 0; neither it nor the next one (tune) is seen
     test_source: str | None = None  # leave out this source instead of a fold
     unlabelled: Words = ()  # further stores to learn from
@@ -649,7 +685,7 @@ Format = Literal["table", "csv", "json", "challenge"] | None
 class PredictOptions:
     "Judge recordings with a trained model; one line for each file that cannot be judged."
 
-    model: str = "models/gate-fold0"  # run of ecgmm_finetune, or its model folder
+    model: str = "models/signal-fold0"  # run or model folder; several with commas judge together
     data: str = "data"  # a WFDB header, a folder of them, or an .npy file of shape (leads, samples)
     out: str | None = None  # file (challenge: folder) to write; the terminal if not given
     format: Format = None  # table, csv, json or challenge; from the end of out if not given
@@ -664,6 +700,20 @@ class PredictOptions:
     common: CommonOptions = CommonOptions()
     example: ClassVar[str] = "ecgmm_predict --model models/gate-fold0 --data recording.hea"
     then: ClassVar[str] = "ecgmm_predict --model models/gate-fold0 --data folder --out answers.csv"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    "Score a saved model, or several together, on labelled recordings that it has not seen."
+
+    model: str = "models/signal-fold0"  # run or model folder; several with commas judge together
+    store: str = "store"  # folder that ecgmm_prepare made, with labels
+    out: str | None = None  # folder for tables, pictures and predictions; none if not given
+    exclude_seen: bool = False  # leave out whoever the model was trained on, instead of refusing
+    cpu: bool = False  # use the CPU only
+    common: CommonOptions = CommonOptions()
+    example: ClassVar[str] = "ecgmm_evaluate --model models/gate-fold0 --store other --out scores"
+    then: ClassVar[str] = "open scores/card.md"
 
 # %% ../nbs/02_settings.ipynb #a5e10019
 MODELS = ("signal", "spectrogram", "average", "concat", "gate", "balanced")  # of a study
@@ -744,6 +794,7 @@ COMMANDS: dict[str, Command] = {
     "fuse": Command(FuseOptions, "ecgmm.finetune"),
     "thresholds": Command(ThresholdsOptions, "ecgmm.judgement"),
     "predict": Command(PredictOptions, "ecgmm.answers"),
+    "evaluate": Command(EvaluateOptions, "ecgmm.evaluate"),
     "compare": Command(CompareOptions, "ecgmm.study"),
     "reproduce": Command(StudyOptions, "ecgmm.results"),
 }
@@ -829,8 +880,10 @@ def _defaults(options, words):
     if name not in METHODS:
         raise EcgmmError(f"--method must be one of {', '.join(METHODS)}; got {name!r}")
     if name != own:
-        settings = replace(defaults.settings, method=METHODS[name].settings())
-        defaults = replace(defaults, settings=settings)
+        usual = usual_pretraining(name, defaults.settings.branch)
+        if config:  # what the file says stays
+            usual = replace(defaults.settings, method=usual.method)
+        defaults = replace(defaults, settings=usual)
     return replace(defaults, method=name)
 
 # %% ../nbs/02_settings.ipynb #a5e1001d

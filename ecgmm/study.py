@@ -89,6 +89,7 @@ from ecgmm.settings import (
     TrainSettings,
     as_dict,
     method_name,
+    usual_pretraining,
 )
 from .spectrogram import FRONTS, look_up
 from .store import Store
@@ -169,15 +170,19 @@ def pretraining_of(
     if name == "scratch":
         return ()
     recipe = look_up(SIZES, size, "size")
+    usual = [_pretraining(name, recipe, m) for m in modalities]
     return tuple(
-        PretrainSettings(
-            _method_settings(name, m),
-            _branch(recipe, m),
-            probe_every=0,
-            train=_changed(recipe.pretrain.get(m, _PRETRAIN), epochs=epochs, batch_size=batch_size),
-        )
-        for m in modalities
+        replace(s, train=_changed(s.train, epochs=epochs, batch_size=batch_size)) for s in usual
     )
+
+
+def _pretraining(name, recipe, modality):
+    "A method in our studies, with the training that is usual for it or for the size."
+    method = _method_settings(name, modality)
+    usual = usual_pretraining(name, _branch(recipe, modality))
+    if METHODS[name].train is None:
+        usual = replace(usual, train=recipe.pretrain.get(modality, _PRETRAIN))
+    return replace(usual, method=method, probe_every=0)
 
 
 def _branch(recipe, modality):
@@ -242,7 +247,7 @@ def _with_members(arms, models, pretraining, size, *, encoders_of, training):
 
 
 def comparison_arms(
-    pretraining: Sequence[str] = ("scratch", "random", *METHODS),
+    pretraining: Sequence[str] = ("scratch", "random", "simclr", "byol", "dino"),
     modalities: Sequence[str] = MODALITIES,
     *,
     epochs: int | None = None,  # of training with labels; 15 if None

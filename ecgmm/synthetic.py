@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ELECTRODES', 'TORSO', 'MECHANISMS', 'electrodes_to_leads', 'sum_of_waves', 'Heart', 'Person', 'make_heart', 'Rhythm',
            'make_rhythm', 'heart_dipole', 'electrode_noise', 'simulate', 'sample_classes', 'synthesize',
-           'ecgmm_synthesize']
+           'simulated_recordings', 'ecgmm_synthesize']
 
 # %% ../nbs/03_synthetic.ipynb #d148bbb0
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -962,19 +962,24 @@ def _files(row):
     return [f"{row['path']}/{row['name']}{end}" for end in (".mat", ".hea")]
 
 
-def _write(run, seed, row):
-    "Simulate and write one record; it depends on the seed and the row alone."
+def _recorded(seed, row, seconds=None):
+    "The recording of a row; it depends on the seed, the row and the length alone."
     source = _SOURCES[row["source"]]
     x = simulate(
         row["shown"],
-        row["seconds"],
+        seconds or row["seconds"],
         row["fs"],
         rng=[seed, 2, row["seed"]],
         person=Person([seed, 3, row["patient"]], row["age"], row["sex"]),
         noise=source.noise,
         mains=source.mains,
     )
-    recording = Recording(row["name"], x, row["fs"], row["age"], row["sex"], row["codes"])
+    return Recording(row["name"], x, row["fs"], row["age"], row["sex"], row["codes"])
+
+
+def _write(run, seed, row):
+    "Simulate and write one record."
+    recording = _recorded(seed, row)
     for name, content in recording_files(recording).items():
         run.write(f"{row['path']}/{name}", content)
 
@@ -1041,6 +1046,16 @@ def synthesize(
             run.write(name, content)
         run.finish()
     return table
+
+# %% ../nbs/03_synthetic.ipynb #24b00002
+def simulated_recordings(
+    settings: SyntheticSettings,  # number of recordings, seed, least of each class
+    *,
+    seconds: float | None = None,  # length of each, s; as long as its source's if None
+) -> Iterator[Recording]:  # with the codes of its diagnoses, at the sampling rate of its source
+    "The recordings of a simulated database, one after the other; no file is written."
+    for row in _plan(settings):
+        yield _recorded(settings.seed, row, seconds)
 
 # %% ../nbs/03_synthetic.ipynb #3a0ca172
 def ecgmm_synthesize(

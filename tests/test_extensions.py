@@ -91,7 +91,7 @@ def test_without_the_file_the_names_are_unknown(folder):
     "Nothing is registered but in the process that imports the file."
     assert "agreement" not in METHODS and "slope" not in FRONTS
     said = run("ecgmm_pretrain", "--method", "agreement", cwd=folder, fails=True)
-    assert "--method must be one of simclr, byol, dino; got 'agreement'" in said
+    assert "--method must be one of simclr, byol, dino, simulated; got 'agreement'" in said
     said = run("ecgmm_finetune", "--branches", "slope", cwd=folder, fails=True)
     assert "there is no modality 'slope'; there are: signal, spectrogram" in said
     said = run("ecgmm_pretrain", "--import", "nowhere.py", cwd=folder, fails=True)

@@ -103,6 +103,27 @@ def test_killed_and_resumed(stores, tmp_path, method):
         assert published(killed) == before  # a slip of the hand costs nothing
 
 
+def test_simulated_hearts(stores, tmp_path):
+    "No recording is seen: a killed run goes on, and the encoder serves another store and fold."
+    options = ["--store", stores / "few", "--method", "simulated", "--hearts", 40, "--cpu"]
+    options += ["--branch", "signal=xresnet1d_small", "--epochs", 3, "--batch_size", 16]
+    options += ["--windows_per_recording", 1, "--probe_every", 0]
+    command = ("ecgmm_pretrain", "--out", "killed", *options)
+    kill = interrupted("killed", signal.SIGKILL, after=1)
+    status, _, err = child(*command, cwd=tmp_path, before=kill).end()
+    assert status == -signal.SIGKILL, err
+    assert "no real recording was seen" in run(*command, cwd=tmp_path)
+    run("ecgmm_pretrain", "--out", "whole", *options, cwd=tmp_path)
+    assert published(tmp_path / "killed") == published(tmp_path / "whole")
+    assert {"model", "classifier"} <= {p.name for p in (tmp_path / "whole").iterdir()}
+    said = run(*command, "--unlabelled", stores / "other", cwd=tmp_path, fails=True)
+    assert "simulated looks at no recording" in said
+    tune = ["--store", stores / "other", "--fold", 2, "--branches", "signal@whole"]
+    run("ecgmm_finetune", *tune, "--epochs", 1, "--cpu", "--out", "tuned", cwd=tmp_path)
+    config = json.loads((tmp_path / "tuned" / "model" / "config.json").read_text())
+    assert config["pretraining"]["signal"]["method"]["name"] == "simulated"
+
+
 def test_stopped_by_hand(stores, tmp_path):
     """Ctrl-C is one line.
 

@@ -34,9 +34,12 @@ TAUGHT = {
     "20_simclr": ["nt_xent", "SimCLR"],
     "21_byol": ["byol_loss", "BYOL"],
     "22_dino": ["dino_loss", "DINOHead", "DINO"],
+    "24_simulated": ["Pool", "SimulatedBatches", "Simulated"],
     "50_thresholds": ["best_threshold", "coordinate_ascent", "shrunk_thresholds", "calibrate"],
     "51_clinic": ["clinical_table", "net_benefit", "subgroup_table"],
     "51_judgement": ["metric_interval", "judge"],
+    "52_ensemble": ["joint_decision", "open_model", "seen_before"],
+    "53_evaluate": ["match_labels", "seen_in", "evaluate"],
 }
 
 
