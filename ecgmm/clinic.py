@@ -282,7 +282,7 @@ def plot_reliability(
         ax.plot([0, 1], [0, 1], color="0.7", lw=1)
         for name, p in named.items():
             _draw_reliability(ax, reliability(p, k, n_bins), name, counts=alone)
-        ax.set(xlabel="probability", xlim=(-0.03, 1.03), ylim=(-0.03, 1.22 if alone else 1.03))
+        ax.set(xlabel="probability", xlim=(-0.08, 1.05), ylim=(-0.03, 1.22 if alone else 1.03))
         ax.set_yticks([0, 0.5, 1])
     for ax in axes[:, 0]:
         ax.set_ylabel("share that has it")
