@@ -237,8 +237,8 @@ def macro_draws(
 def _effective_sizes(folds: list[Predictions], per: str | None) -> np.ndarray:
     "Positive and negative recordings that are in a pair, (2, K), those of one patient as alike."
     masks: tuple[list, list] = [], []
-    patients = []
-    for number, p in enumerate(folds):
+    patients: list[np.ndarray] = []
+    for p in folds:
         y, known, strata = p.y.astype(bool), np.asarray(p.known), _strata(p, per)
         inside = np.zeros(y.shape, bool)
         for s in np.unique(strata[strata != ""]):
@@ -247,7 +247,7 @@ def _effective_sizes(folds: list[Predictions], per: str | None) -> np.ndarray:
         for mask, kind in zip(masks, (y, ~y), strict=True):
             mask.append(kind & inside)
         ids = np.unique(p.group, return_inverse=True)[1]
-        patients.append(ids + sum(len(g) for g in patients) if number else ids)
+        patients.append(ids + sum(map(len, patients)))  # folds share no patient
     group = np.concatenate(patients)
     return np.stack([effective_n(np.concatenate(mask), group) for mask in masks])
 
