@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
@@ -836,7 +836,9 @@ def together(
     "All folds in one: for decisions; rankings are compared within folds."
     first = parts[0].predictions
     names = [f.name for f in fields(Predictions) if f.name != "labels"]
-    arrays = {n: np.concatenate([getattr(p.predictions, n) for p in parts]) for n in names}
+    arrays: dict[str, Any] = {
+        n: np.concatenate([getattr(p.predictions, n) for p in parts]) for n in names
+    }
     return Judged(replace(first, **arrays), np.concatenate([p.decided for p in parts]))
 
 
@@ -870,6 +872,11 @@ def _source_row(parts, draws):
     )
 
 
+def _is_from(source, p):
+    "Which recordings come from a source."
+    return np.asarray(p.source) == source
+
+
 def source_scores(
     out: str | Path,  # folder of a study
     scores: pd.DataFrame,  # of `reproduce`
@@ -879,9 +886,9 @@ def source_scores(
     rows, pairs = [], numbered(scores)[["model", "pretraining"]].drop_duplicates()
     for model, pretraining in pairs.itertuples(index=False):
         parts = pooled(out, scores, model, pretraining)
-        sources = sorted({s for part in parts for s in part.predictions.source})
+        sources = sorted({s for part in parts for s in np.asarray(part.predictions.source)})
         for name in (*sources, "all"):
-            chosen = parts if name == "all" else part_of(parts, lambda p, s=name: p.source == s)
+            chosen = parts if name == "all" else part_of(parts, partial(_is_from, name))
             key = dict(model=model, pretraining=pretraining, source=name)
             rows.append(key | _source_row(chosen, draws))
     return pd.DataFrame(rows)
@@ -995,7 +1002,7 @@ class AnswerTable:
         group, known, source = (
             None if of is None else of[fold] for of in (self.groups, self.known, self.sources)
         )
-        paths, rows = [f"fold{fold}/{i}" for i in range(n)], np.arange(n)
+        paths, rows = np.array([f"fold{fold}/{i}" for i in range(n)]), np.arange(n)
         group = rows if group is None else group
         prob = self.ranks[row, :n]
         return Predictions(self.labels, y, prob, rows, paths, group, known=known, source=source)
@@ -1029,8 +1036,9 @@ class AnswerTable:
         "Write two small files."
         write_whole(f"{name}.csv", self.scores.round(6).to_csv(index=False))
         arrays: dict[str, Any] = {"labels": json.dumps(self.labels.to_dict()), "ranks": self.ranks}
-        for kind, values in _by_fold(self).items():
-            arrays |= {f"{kind}{fold}": a for fold, a in (values or {}).items()}
+        for kind, field_name in _OF_FOLDS.items():
+            values = getattr(self, field_name) or {}
+            arrays |= {f"{kind}{fold}": a for fold, a in values.items()}
         write_arrays(f"{name}.npz", arrays)
 
     @classmethod
@@ -1049,18 +1057,15 @@ class AnswerTable:
                 f"it has {found.shape}"
             )
         told = arrays.pop("labels", None)
-        labels = {} if told is None else dict(labels=Labels.from_dict(json.loads(str(told))))
-        kinds: dict[str, dict] = {kind: {} for kind in ("y", "group", "known", "source")}
-        for key, array in arrays.items():
-            kind, fold = re.fullmatch(r"([a-z]+)(\d+)", key).groups()
-            kinds[kind][int(fold)] = array
-        y, *rest = (values or None for values in kinds.values())
-        return cls(scores, found, y, *rest, **labels)
+        labels = Labels.challenge2020() if told is None else Labels.from_dict(json.loads(str(told)))
+        of_folds: dict[str, Any] = {}
+        for kind, field_name in _OF_FOLDS.items():
+            keys = [key for key in arrays if re.fullmatch(rf"{kind}\d+", key)]
+            of_folds[field_name] = {int(k[len(kind) :]): arrays[k] for k in keys} or None
+        return cls(scores, found, labels=labels, **of_folds)
 
 
-def _by_fold(answers):
-    "What is known of the test recordings of each fold."
-    return dict(y=answers.y, group=answers.groups, known=answers.known, source=answers.sources)
+_OF_FOLDS = dict(y="y", group="groups", known="known", source="sources")  # in files: here
 
 
 def one_rule(
@@ -1079,21 +1084,25 @@ def gather_answers(
     scores: pd.DataFrame,  # of `reproduce`
 ) -> AnswerTable:
     "A study's (calibrated) answers as ranks: AUROC and average precision depend on nothing else."
-    table, found, folds = numbered(scores), [], {}
+    table, found = numbered(scores), []
+    folds: dict[int, Predictions] = {}
     if table.empty:
         raise EcgmmError("numbered folds are needed, these are left-out sources alone")
     for row in table.itertuples():
-        folds[row.fold] = p = read_judged(Path(out) / row.judgement).predictions
-        found.append(ranks(p.prob))
+        judged = read_judged(Path(out) / row.judgement)
+        assert judged  # by the held-out protocol every run is
+        folds[row.fold] = judged.predictions
+        found.append(ranks(judged.predictions.prob))
     longest = max(map(len, found))
     padded = [np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in found]
     paths = ["run", "model_folder", "predictions", "judgement", "asked"]
     rows = table.drop(columns=paths).reset_index(drop=True)
-    of_folds = [
-        {fold: getattr(p, name) for fold, p in folds.items()}
-        for name in ("y", "group", "known", "source")
-    ]
-    return AnswerTable(rows, np.stack(padded).astype(np.int16), *of_folds, labels=p.labels)
+    of_folds: dict[str, Any] = {
+        field_name: {fold: getattr(p, kind) for fold, p in folds.items()}
+        for kind, field_name in _OF_FOLDS.items()
+    }
+    labels = next(iter(folds.values())).labels
+    return AnswerTable(rows, np.stack(padded).astype(np.int16), labels=labels, **of_folds)
 
 # %% ../nbs/55_study.ipynb #55a00002
 def ranking(
@@ -1103,7 +1112,7 @@ def ranking(
     "Mean AUROC over classes from pairs of one fold: of one source, and of all sources together."
     columns, rows = arm_columns(answers.scores), {}
     for key, at in answers.scores.groupby(columns, sort=False).groups.items():
-        runs, row = answers.runs(at), {}
+        runs, row = answers.runs(at), dict[str, float]()
         for name, per in ((WITHIN, "source"), ("auroc", None)):
             m = macro_auroc(runs, per=per, draws=draws)
             row |= {name: m.value, f"{name}_low": m.low, f"{name}_high": m.high}
@@ -1113,10 +1122,10 @@ def ranking(
 
 
 def value_words(
-    value: float,
-    low: float,
+    value: float,  # of a metric
+    low: float,  # ends of its interval
     high: float,
-    digits: int = 3,
+    digits: int = 3,  # behind the point
 ) -> str:
     "Such as 0.520 (0.401 to 0.610); without an interval where there is none; a dash for no value."
     if np.isnan(value):
@@ -1253,14 +1262,14 @@ def draw_differences(
     at: Sequence[float],  # the height of each row
 ) -> None:
     "Points with intervals; blue where the difference is sure after Holm's correction."
-    at, sure = np.asarray(at), (table["holm"] < 0.05).to_numpy()
+    height, sure = np.asarray(at), (table["holm"] < 0.05).to_numpy()
     d = table["difference"].to_numpy()
     ends = np.array([d - table["low"], table["high"] - d])
     ax.axvline(0, color="0.4", lw=0.8)
     for colour, mask in (("#1f77b4", sure), ("0.6", ~sure)):
         if mask.any():
             style = dict(fmt="o", ms=4, lw=1.2, color=colour)
-            ax.errorbar(d[mask], at[mask], xerr=ends[:, mask], **style)
+            ax.errorbar(d[mask], height[mask], xerr=ends[:, mask], **style)
 
 
 def results_file(
