@@ -453,7 +453,9 @@ def _write_judged(run, answers):
 def _chosen_on_test(judgement: Judgement, test: Predictions) -> dict[str, float]:
     "What each search earns if it chooses on test; epoch and probabilities stay as they are."
     decision, metric = judgement.decision, judgement.interval["metric"]
-    fold, found = test.with_prob(judgement.prob), {}
+    fold, found = test.with_prob(judgement.prob), dict.fromkeys(SEARCHES, np.nan)
+    if np.isnan(test.report(test.y)[metric]):
+        return found  # perfect decisions have no score here: none can be chosen
     goal, undecided = decision["choice"]["goal"], decision["undecided"]
     for name in SEARCHES:
         t = search_thresholds(fold, name, goal=goal, undecided=undecided)
