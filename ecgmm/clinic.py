@@ -242,23 +242,28 @@ def _panels(p: Predictions, columns: list[int], rows: int = 1) -> tuple[Figure, 
     "A figure with a column of axes for each class, at most three side by side where one is high."
     across = len(columns) if rows > 1 else min(len(columns), 3)
     down = rows if rows > 1 else -(-len(columns) // across)
-    size = (2.6 * across, 2.5 * down + 0.3)
+    size = (2.9 * across, 2.5 * down + 0.5)
     fig, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
     tops = axes[0] if rows > 1 else axes.flat
     positives = (p.y * np.asarray(p.known)).sum(axis=0)
     for ax, k in zip(tops, columns):
-        ax.set_title(f"{p.labels.abbreviations[k]} ({positives[k]})", fontsize=10)
+        ax.set_title(f"{p.labels.abbreviations[k]} ({positives[k]} have it)", fontsize=10)
     for ax in axes.flat[len(columns) :] if rows == 1 else ():
         ax.set_axis_off()
     return fig, axes
 
 
+_LARGE_BIN = 10  # recordings in a bin from which on a line leads to the next
+
+
 def _draw_reliability(ax, bins: Bins, name: str, counts: bool) -> None:
-    "Dots with intervals, and the number of recordings above them."
+    "Dots with intervals, the number of recordings above them, and a line through the larger bins."
     reach = np.abs(np.stack([bins.low, bins.high]) - bins.share)
-    ax.errorbar(bins.prob, bins.share, reach, fmt="o-", ms=4, lw=1, elinewidth=0.8, label=name)
+    dots = ax.errorbar(bins.prob, bins.share, reach, fmt="o", ms=4, elinewidth=0.8, label=name)
+    large = bins.n >= _LARGE_BIN
+    ax.plot(bins.prob[large], bins.share[large], lw=1, color=dots[0].get_color())
     for x, n in zip(bins.prob, bins.n) if counts else ():
-        ax.text(x, 1.06, n, fontsize=6.5, ha="center", rotation=90 if n > 9999 else 0)
+        ax.text(x, 1.06, n, fontsize=8.5, ha="center", rotation=90 if n > 999 else 0)
 
 
 def plot_reliability(
@@ -277,7 +282,7 @@ def plot_reliability(
         ax.plot([0, 1], [0, 1], color="0.7", lw=1)
         for name, p in named.items():
             _draw_reliability(ax, reliability(p, k, n_bins), name, counts=alone)
-        ax.set(xlabel="probability", xlim=(-0.03, 1.03), ylim=(-0.03, 1.22 if alone else 1.03))
+        ax.set(xlabel="probability", xlim=(-0.08, 1.05), ylim=(-0.03, 1.22 if alone else 1.03))
         ax.set_yticks([0, 0.5, 1])
     for ax in axes[:, 0]:
         ax.set_ylabel("share that has it")
@@ -404,16 +409,19 @@ def summary_sentences(
     return sentences
 
 # %% ../nbs/51_clinic.ipynb #63be748f
+_CHANCE = "by chance: the diagonal; below, the share that has the class"
+
+
 def _draw_curves(axes, y, prob, decided) -> None:
     "The two curves of one class, and the dot of its decisions."
     _, tp, fp = operating_points(y, prob)
     axes[0].plot([0, *fp / fp[-1]], [0, *tp / tp[-1]])
-    axes[0].plot([0, 1], [0, 1], color="0.8", lw=1)
+    axes[0].plot([0, 1], [0, 1], color="0.6", lw=1, label=_CHANCE)
     axes[1].step([0, *tp / tp[-1]], [1, *tp / (tp + fp)], where="pre")
-    axes[1].axhline(y.mean(), color="0.8", lw=1)
+    axes[1].axhline(y.mean(), color="0.6", lw=1)
     if decided is not None and decided.any():
         hits, false = (y & decided).sum(), (~y & decided).sum()
-        axes[0].plot(false / fp[-1], hits / tp[-1], "o", color="tab:red")
+        axes[0].plot(false / fp[-1], hits / tp[-1], "o", color="tab:red", label="as decided")
         axes[1].plot(hits / tp[-1], hits / (hits + false), "o", color="tab:red")
 
 
@@ -433,6 +441,8 @@ def plot_roc_pr(
         pair[1].set(xlabel="sensitivity", ylim=(-0.03, 1.05))
     axes[0, 0].set_ylabel("sensitivity")
     axes[1, 0].set_ylabel("PPV")
+    handles = {t: h for ax in axes[0] for h, t in zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return fig
 
 # %% ../nbs/51_clinic.ipynb #6a104190

@@ -515,7 +515,7 @@ def _draw_curve(ax, at, scores):
         xticks=(0.01, 0.1, 1),
         xticklabels=("0.01", "0.1", "1"),
     )
-    ax.tick_params(labelsize=7)
+    ax.tick_params(labelsize=8.5)
 
 
 def _draw_marks(ax, marks, k):
@@ -526,10 +526,10 @@ def _draw_marks(ax, marks, k):
 
 
 def _panels(n):
-    "A figure with n panels, six in a row."
-    columns = min(6, n)
+    "A figure with n panels, four in a row."
+    columns = min(4, n)
     rows = -(-n // columns)
-    size = (2 * columns, 1.75 * rows)
+    size = (2.6 * columns, 1.75 * rows)
     fig, axes = plt.subplots(
         rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained"
     )
@@ -555,7 +555,7 @@ def plot_thresholds(
         at = np.concatenate([[1.1], cuts.values])
         _draw_curve(ax, at, objective.as_score(objective.along(k, cuts)))
         _draw_marks(ax, {"chosen": thresholds, **(marks or {})}, k)
-        ax.set_title(f"{name} ({objective.y[:, k].sum()})", fontsize=9)
+        ax.set_title(f"{name} ({objective.y[:, k].sum()})", fontsize=10)
     fig.supxlabel("threshold (probability)")
     fig.supylabel(objective.title)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
