@@ -141,7 +141,8 @@ def _as_runs(folds: Folds) -> list[list[Predictions]]:
         raise EcgmmError("predictions of at least one fold, all with the same labels, are needed")
     for first, *others in runs:
         for p in others:
-            if not (np.array_equal(p.y, first.y) and np.array_equal(p.known, first.known)):
+            same = [(p.y, first.y), (np.asarray(p.known), np.asarray(first.known))]
+            if not all(np.array_equal(*pair) for pair in same):
                 raise EcgmmError("all runs of one fold must be of the same recordings")
     return runs
 

@@ -40,6 +40,7 @@ from ecgmm.clinic import (
     summary_sentences,
 )
 from .data import FS
+from .ensemble import Opened
 from .finetune import training_history
 from .folder import read_config
 from .judgement import read_predictions
@@ -279,8 +280,8 @@ def plot_classes(
     fig, ax = _class_axes(store.labels, tables[0]["positives"])
     for k, (pair, table) in enumerate(zip(pairs, tables, strict=True)):
         _draw_classes(ax, table, _shift(k, len(pairs)), _style(*pair), ", ".join(pair))
-    for k in np.flatnonzero(tables[0]["too_few"]):
-        ax.text(0.5, k, "too few", fontsize=7, color="0.4", ha="center", va="center")
+    for at in np.flatnonzero(tables[0]["too_few"]):
+        ax.text(0.5, at, "too few", fontsize=7, color="0.4", ha="center", va="center")
     ax.axvline(0.5, color="0.3", lw=0.8, zorder=0)
     ax.set(xlabel="AUROC on test", xlim=(-0.02, 1.02))
     fig.legend(fontsize=8, loc="outside upper center", ncols=3)
@@ -445,7 +446,7 @@ class Study:
     def open(
         self,
         row: pd.Series,  # of a model
-    ) -> tuple:  # as `open_model`
+    ) -> Opened:  # as `open_model`
         "The model of a row, and its config with what was decided about it in this study."
         decision = self.out / row["judgement"] / "decision.json"
         return open_model(self.out / row["model_folder"], cpu=True, decision=decision)
@@ -588,7 +589,8 @@ def clinic_of(
         figures |= {f"{name}_classes": m.n_classes}
     tables = clinical_tables(p, decided)
     classes = class_table(folds)
-    words = [value_words(*ends, digits=2) for ends in _ends(classes, "auroc")]
+    ends = classes[["auroc", "auroc_low", "auroc_high"]].itertuples(index=False)
+    words = [value_words(value, low, high, digits=2) for value, low, high in ends]
     words = ["too few" if few else w for w, few in zip(words, classes["too_few"], strict=True)]
     for title, table in tables.items():  # several models: pairs of two folds are not compared
         columns = table.columns.drop(["AUROC", "classes ranked"], errors="ignore")
@@ -610,11 +612,6 @@ def _decisions_section(study):
     parts += [f"<h3>{title}</h3>{_table(table)}" for title, table in clinic.tables.items()]
     parts += [_picture(fig, text + ".") for text, fig in clinic.figures.items()]
     return "".join(parts)
-
-
-def _ends(table, name):
-    "Rows of a value and the ends of its interval."
-    return table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
 
 # %% ../nbs/60_results.ipynb #60a00003
 def _scores_section(study):
@@ -739,7 +736,8 @@ def by_source(
     ends = [f"{metric}_low", f"{metric}_high"]
     ends = ends if ends[0] in sources else ["low", "high"]
     for r in sources.to_dict("records"):
-        text = value_words(r[metric], *(r[e] if interval else np.nan for e in ends), digits=2)
+        low, high = (r[e] if interval else np.nan for e in ends)
+        text = value_words(r[metric], low, high, digits=2)
         key = r["model"], r["pretraining"]
         rows.setdefault(key, {})[f"{r['source']} ({r['recordings']})"] = text
     return pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows))

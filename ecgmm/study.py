@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'FUSIONS', 'SIZES', 'CONTROLS', 'WITHIN', 'PROTOCOLS', 'pretraining_of', 'standard_arms',
            'comparison_arms', 'judge_run', 'Judged', 'read_judged', 'with_network', 'one_process', 'reproduce',
-           'study_run', 'read_scores', 'numbered', 'arm_columns', 'shown_metrics', 'column_titles', 'summary',
-           'protocol_difference', 'pooled', 'together', 'part_of', 'source_scores', 'class_table', 'class_scores',
-           'left_out', 'search_scores', 'optimism', 'published', 'AnswerTable', 'one_rule', 'gather_answers', 'ranking',
-           'value_words', 'two_networks', 'differences', 'plot_differences', 'draw_differences', 'results_file',
-           'study_part', 'ecgmm_compare']
+           'study_run', 'read_scores', 'AnswerTable', 'one_rule', 'gather_answers', 'numbered', 'arm_columns',
+           'shown_metrics', 'column_titles', 'summary', 'protocol_difference', 'pooled', 'together', 'part_of',
+           'source_scores', 'class_table', 'class_scores', 'left_out', 'search_scores', 'optimism', 'published',
+           'ranking', 'value_words', 'two_networks', 'differences', 'plot_differences', 'draw_differences',
+           'results_file', 'study_part', 'ecgmm_compare']
 
 # %% ../nbs/55_study.ipynb #0167e40c
 import json
@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
@@ -453,7 +453,9 @@ def _write_judged(run, answers):
 def _chosen_on_test(judgement: Judgement, test: Predictions) -> dict[str, float]:
     "What each search earns if it chooses on test; epoch and probabilities stay as they are."
     decision, metric = judgement.decision, judgement.interval["metric"]
-    fold, found = test.with_prob(judgement.prob), {}
+    fold, found = test.with_prob(judgement.prob), dict.fromkeys(SEARCHES, np.nan)
+    if np.isnan(test.report(test.y)[metric]):
+        return found  # perfect decisions have no score here: none can be chosen
     goal, undecided = decision["choice"]["goal"], decision["undecided"]
     for name in SEARCHES:
         t = search_thresholds(fold, name, goal=goal, undecided=undecided)
@@ -727,6 +729,143 @@ def read_scores(
     kept = (choice == choice.iloc[0]) & (table["asked"] == latest)
     return table[kept].reset_index(drop=True)
 
+# %% ../nbs/55_study.ipynb #4b2b1edc
+@dataclass(frozen=True, eq=False)
+class AnswerTable:
+    "The table of a study with the answers of each row as ranks, for intervals and comparisons."
+
+    scores: pd.DataFrame  # rows of numbered folds
+    ranks: np.ndarray  # (rows, N, K) int16, padded with -1
+    y: dict[int, np.ndarray]  # fold -> labels (N, K) of its test recordings
+    groups: dict[int, np.ndarray] | None = None  # fold -> (N,) patients; None: each its own
+    known: dict[int, np.ndarray] | None = None  # fold -> (N, K) bool; None: all labels are known
+    sources: dict[int, np.ndarray] | None = None  # fold -> (N,) str; None: not known
+    labels: Labels = field(default_factory=Labels.challenge2020)  # K classes
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(
+        self,
+        mask,  # (rows,) bool
+    ) -> "AnswerTable":
+        "Some of the rows."
+        mask = np.asarray(mask)
+        kept = self.scores[mask].reset_index(drop=True)
+        return replace(self, scores=kept, ranks=self.ranks[mask])
+
+    def predictions(
+        self,
+        row: int,  # of `scores`
+    ) -> Predictions:  # ranks in the place of probabilities
+        "The answers of a row."
+        fold = self.scores["fold"].iloc[row]
+        y, n = self.y[fold], len(self.y[fold])
+        group, known, source = (
+            None if of is None else of[fold] for of in (self.groups, self.known, self.sources)
+        )
+        paths, rows = np.array([f"fold{fold}/{i}" for i in range(n)]), np.arange(n)
+        group = rows if group is None else group
+        prob = self.ranks[row, :n]
+        return Predictions(self.labels, y, prob, rows, paths, group, known=known, source=source)
+
+    def runs(
+        self,
+        rows: Iterable[int],  # of `scores`
+    ) -> list[list[Predictions]]:  # per fold, in the order of the seeds
+        "The answers of several rows, as `macro_draws` takes them."
+        order = self.scores.iloc[list(rows)].sort_values(["fold", "seed"], kind="stable")
+        parts = order.groupby("fold").groups
+        return [[self.predictions(i) for i in at] for at in parts.values()]
+
+    def after(
+        self,
+        first: "AnswerTable",  # of the same recordings
+    ) -> "AnswerTable":
+        "The rows of another table, such as one of controls, then these; and all that is known."
+        if self.y.keys() != first.y.keys() or any(
+            not np.array_equal(self.y[k], first.y[k]) for k in self.y
+        ):
+            raise EcgmmError("tables of the same test recordings are needed")
+        scores = pd.concat([first.scores, self.scores], ignore_index=True)
+        more = {n: getattr(self, n) or getattr(first, n) for n in ("groups", "known", "sources")}
+        return replace(self, scores=scores, ranks=np.concatenate([first.ranks, self.ranks]), **more)
+
+    def save(
+        self,
+        name: str | Path,  # of the files: NAME.csv and NAME.npz
+    ) -> None:
+        "Write two small files."
+        write_whole(f"{name}.csv", self.scores.round(6).to_csv(index=False))
+        arrays: dict[str, Any] = {"labels": json.dumps(self.labels.to_dict()), "ranks": self.ranks}
+        for kind, field_name in _OF_FOLDS.items():
+            values = getattr(self, field_name) or {}
+            arrays |= {f"{kind}{fold}": a for fold, a in values.items()}
+        write_arrays(f"{name}.npz", arrays)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,  # of the files, without their endings
+    ) -> "AnswerTable":
+        "Read what `save` wrote."
+        scores = one_rule(pd.read_csv(f"{name}.csv"))
+        with np.load(f"{name}.npz", allow_pickle=False) as saved:
+            arrays = dict(saved)
+        found = arrays.pop("ranks")
+        if found.ndim != 3 or len(found) != len(scores):
+            raise EcgmmError(
+                f"{name}.npz must have ranks for the {len(scores)} rows of {name}.csv, "
+                f"it has {found.shape}"
+            )
+        told = arrays.pop("labels", None)
+        labels = Labels.challenge2020() if told is None else Labels.from_dict(json.loads(str(told)))
+        of_folds: dict[str, Any] = {}
+        for kind, field_name in _OF_FOLDS.items():
+            keys = [key for key in arrays if re.fullmatch(rf"{kind}\d+", key)]
+            of_folds[field_name] = {int(k[len(kind) :]): arrays[k] for k in keys} or None
+        return cls(scores, found, labels=labels, **of_folds)
+
+
+_OF_FOLDS = dict(y="y", group="groups", known="known", source="sources")  # in files: here
+
+
+def one_rule(
+    scores: pd.DataFrame,  # of a study; of an older one "auroc" counts all classes
+) -> pd.DataFrame:
+    "AUROC and AUPRC over the classes with at least three positives alone: older ones had both."
+    if "auroc_3" not in scores:
+        return scores
+    old = [c for c in scores if c.removeprefix("paper_") in ("auroc", "auprc")]
+    names = {f"{n}_3": n for n in ("auroc", "auprc", "classes")}
+    return scores.drop(columns=old).rename(columns=names)
+
+
+def gather_answers(
+    out: str | Path,  # folder of a study
+    scores: pd.DataFrame,  # of `reproduce`
+) -> AnswerTable:
+    "A study's (calibrated) answers as ranks: AUROC and average precision depend on nothing else."
+    table, found = numbered(scores), []
+    folds: dict[int, Predictions] = {}
+    if table.empty:
+        raise EcgmmError("numbered folds are needed, these are left-out sources alone")
+    for row in table.itertuples():
+        judged = read_judged(Path(out) / row.judgement)
+        assert judged  # by the held-out protocol every run is
+        folds[row.fold] = judged.predictions
+        found.append(ranks(judged.predictions.prob))
+    longest = max(map(len, found))
+    padded = [np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in found]
+    paths = ["run", "model_folder", "predictions", "judgement", "asked"]
+    rows = table.drop(columns=paths).reset_index(drop=True)
+    of_folds: dict[str, Any] = {
+        field_name: {fold: getattr(p, kind) for fold, p in folds.items()}
+        for kind, field_name in _OF_FOLDS.items()
+    }
+    labels = next(iter(folds.values())).labels
+    return AnswerTable(rows, np.stack(padded).astype(np.int16), labels=labels, **of_folds)
+
 # %% ../nbs/55_study.ipynb #9068aec6
 def numbered(
     scores: pd.DataFrame,  # of `reproduce`
@@ -836,7 +975,9 @@ def together(
     "All folds in one: for decisions; rankings are compared within folds."
     first = parts[0].predictions
     names = [f.name for f in fields(Predictions) if f.name != "labels"]
-    arrays = {n: np.concatenate([getattr(p.predictions, n) for p in parts]) for n in names}
+    arrays: dict[str, Any] = {
+        n: np.concatenate([getattr(p.predictions, n) for p in parts]) for n in names
+    }
     return Judged(replace(first, **arrays), np.concatenate([p.decided for p in parts]))
 
 
@@ -870,6 +1011,11 @@ def _source_row(parts, draws):
     )
 
 
+def _is_from(source, p):
+    "Which recordings come from a source."
+    return np.asarray(p.source) == source
+
+
 def source_scores(
     out: str | Path,  # folder of a study
     scores: pd.DataFrame,  # of `reproduce`
@@ -879,9 +1025,9 @@ def source_scores(
     rows, pairs = [], numbered(scores)[["model", "pretraining"]].drop_duplicates()
     for model, pretraining in pairs.itertuples(index=False):
         parts = pooled(out, scores, model, pretraining)
-        sources = sorted({s for part in parts for s in part.predictions.source})
+        sources = sorted({s for part in parts for s in np.asarray(part.predictions.source)})
         for name in (*sources, "all"):
-            chosen = parts if name == "all" else part_of(parts, lambda p, s=name: p.source == s)
+            chosen = parts if name == "all" else part_of(parts, partial(_is_from, name))
             key = dict(model=model, pretraining=pretraining, source=name)
             rows.append(key | _source_row(chosen, draws))
     return pd.DataFrame(rows)
@@ -960,141 +1106,6 @@ def published() -> pd.DataFrame:  # a row per result: who, protocol, the paper's
     "The numbers of others, each with its protocol and where it stands; unconfirmed ones say so."
     return pd.read_csv(resources.files("ecgmm") / "tables" / "published.csv")
 
-# %% ../nbs/55_study.ipynb #4b2b1edc
-@dataclass(frozen=True, eq=False)
-class AnswerTable:
-    "The table of a study with the answers of each row as ranks, for intervals and comparisons."
-
-    scores: pd.DataFrame  # rows of numbered folds
-    ranks: np.ndarray  # (rows, N, K) int16, padded with -1
-    y: dict[int, np.ndarray]  # fold -> labels (N, K) of its test recordings
-    groups: dict[int, np.ndarray] | None = None  # fold -> (N,) patients; None: each its own
-    known: dict[int, np.ndarray] | None = None  # fold -> (N, K) bool; None: all labels are known
-    sources: dict[int, np.ndarray] | None = None  # fold -> (N,) str; None: not known
-    labels: Labels = field(default_factory=Labels.challenge2020)  # K classes
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def take(
-        self,
-        mask,  # (rows,) bool
-    ) -> "AnswerTable":
-        "Some of the rows."
-        mask = np.asarray(mask)
-        kept = self.scores[mask].reset_index(drop=True)
-        return replace(self, scores=kept, ranks=self.ranks[mask])
-
-    def predictions(
-        self,
-        row: int,  # of `scores`
-    ) -> Predictions:  # ranks in the place of probabilities
-        "The answers of a row."
-        fold = self.scores["fold"].iloc[row]
-        y, n = self.y[fold], len(self.y[fold])
-        group, known, source = (
-            None if of is None else of[fold] for of in (self.groups, self.known, self.sources)
-        )
-        paths, rows = [f"fold{fold}/{i}" for i in range(n)], np.arange(n)
-        group = rows if group is None else group
-        prob = self.ranks[row, :n]
-        return Predictions(self.labels, y, prob, rows, paths, group, known=known, source=source)
-
-    def runs(
-        self,
-        rows: Iterable[int],  # of `scores`
-    ) -> list[list[Predictions]]:  # per fold, in the order of the seeds
-        "The answers of several rows, as `macro_draws` takes them."
-        order = self.scores.iloc[list(rows)].sort_values(["fold", "seed"], kind="stable")
-        parts = order.groupby("fold").groups
-        return [[self.predictions(i) for i in at] for at in parts.values()]
-
-    def after(
-        self,
-        first: "AnswerTable",  # of the same recordings
-    ) -> "AnswerTable":
-        "The rows of another table, such as one of controls, then these; and all that is known."
-        if self.y.keys() != first.y.keys() or any(
-            not np.array_equal(self.y[k], first.y[k]) for k in self.y
-        ):
-            raise EcgmmError("tables of the same test recordings are needed")
-        scores = pd.concat([first.scores, self.scores], ignore_index=True)
-        more = {n: getattr(self, n) or getattr(first, n) for n in ("groups", "known", "sources")}
-        return replace(self, scores=scores, ranks=np.concatenate([first.ranks, self.ranks]), **more)
-
-    def save(
-        self,
-        name: str | Path,  # of the files: NAME.csv and NAME.npz
-    ) -> None:
-        "Write two small files."
-        write_whole(f"{name}.csv", self.scores.round(6).to_csv(index=False))
-        arrays: dict[str, Any] = {"labels": json.dumps(self.labels.to_dict()), "ranks": self.ranks}
-        for kind, values in _by_fold(self).items():
-            arrays |= {f"{kind}{fold}": a for fold, a in (values or {}).items()}
-        write_arrays(f"{name}.npz", arrays)
-
-    @classmethod
-    def load(
-        cls,
-        name: str | Path,  # of the files, without their endings
-    ) -> "AnswerTable":
-        "Read what `save` wrote."
-        scores = one_rule(pd.read_csv(f"{name}.csv"))
-        with np.load(f"{name}.npz", allow_pickle=False) as saved:
-            arrays = dict(saved)
-        found = arrays.pop("ranks")
-        if found.ndim != 3 or len(found) != len(scores):
-            raise EcgmmError(
-                f"{name}.npz must have ranks for the {len(scores)} rows of {name}.csv, "
-                f"it has {found.shape}"
-            )
-        told = arrays.pop("labels", None)
-        labels = {} if told is None else dict(labels=Labels.from_dict(json.loads(str(told))))
-        kinds: dict[str, dict] = {kind: {} for kind in ("y", "group", "known", "source")}
-        for key, array in arrays.items():
-            kind, fold = re.fullmatch(r"([a-z]+)(\d+)", key).groups()
-            kinds[kind][int(fold)] = array
-        y, *rest = (values or None for values in kinds.values())
-        return cls(scores, found, y, *rest, **labels)
-
-
-def _by_fold(answers):
-    "What is known of the test recordings of each fold."
-    return dict(y=answers.y, group=answers.groups, known=answers.known, source=answers.sources)
-
-
-def one_rule(
-    scores: pd.DataFrame,  # of a study; of an older one "auroc" counts all classes
-) -> pd.DataFrame:
-    "AUROC and AUPRC over the classes with at least three positives alone: older ones had both."
-    if "auroc_3" not in scores:
-        return scores
-    old = [c for c in scores if c.removeprefix("paper_") in ("auroc", "auprc")]
-    names = {f"{n}_3": n for n in ("auroc", "auprc", "classes")}
-    return scores.drop(columns=old).rename(columns=names)
-
-
-def gather_answers(
-    out: str | Path,  # folder of a study
-    scores: pd.DataFrame,  # of `reproduce`
-) -> AnswerTable:
-    "A study's (calibrated) answers as ranks: AUROC and average precision depend on nothing else."
-    table, found, folds = numbered(scores), [], {}
-    if table.empty:
-        raise EcgmmError("numbered folds are needed, these are left-out sources alone")
-    for row in table.itertuples():
-        folds[row.fold] = p = read_judged(Path(out) / row.judgement).predictions
-        found.append(ranks(p.prob))
-    longest = max(map(len, found))
-    padded = [np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=-1) for r in found]
-    paths = ["run", "model_folder", "predictions", "judgement", "asked"]
-    rows = table.drop(columns=paths).reset_index(drop=True)
-    of_folds = [
-        {fold: getattr(p, name) for fold, p in folds.items()}
-        for name in ("y", "group", "known", "source")
-    ]
-    return AnswerTable(rows, np.stack(padded).astype(np.int16), *of_folds, labels=p.labels)
-
 # %% ../nbs/55_study.ipynb #55a00002
 def ranking(
     answers: AnswerTable,  # of a study
@@ -1103,7 +1114,7 @@ def ranking(
     "Mean AUROC over classes from pairs of one fold: of one source, and of all sources together."
     columns, rows = arm_columns(answers.scores), {}
     for key, at in answers.scores.groupby(columns, sort=False).groups.items():
-        runs, row = answers.runs(at), {}
+        runs, row = answers.runs(at), dict[str, float]()
         for name, per in ((WITHIN, "source"), ("auroc", None)):
             m = macro_auroc(runs, per=per, draws=draws)
             row |= {name: m.value, f"{name}_low": m.low, f"{name}_high": m.high}
@@ -1113,10 +1124,10 @@ def ranking(
 
 
 def value_words(
-    value: float,
-    low: float,
+    value: float,  # of a metric
+    low: float,  # ends of its interval
     high: float,
-    digits: int = 3,
+    digits: int = 3,  # behind the point
 ) -> str:
     "Such as 0.520 (0.401 to 0.610); without an interval where there is none; a dash for no value."
     if np.isnan(value):
@@ -1253,14 +1264,14 @@ def draw_differences(
     at: Sequence[float],  # the height of each row
 ) -> None:
     "Points with intervals; blue where the difference is sure after Holm's correction."
-    at, sure = np.asarray(at), (table["holm"] < 0.05).to_numpy()
+    height, sure = np.asarray(at), (table["holm"] < 0.05).to_numpy()
     d = table["difference"].to_numpy()
     ends = np.array([d - table["low"], table["high"] - d])
     ax.axvline(0, color="0.4", lw=0.8)
     for colour, mask in (("#1f77b4", sure), ("0.6", ~sure)):
         if mask.any():
             style = dict(fmt="o", ms=4, lw=1.2, color=colour)
-            ax.errorbar(d[mask], at[mask], xerr=ends[:, mask], **style)
+            ax.errorbar(d[mask], height[mask], xerr=ends[:, mask], **style)
 
 
 def results_file(

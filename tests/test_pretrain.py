@@ -26,6 +26,7 @@ from ecgmm.models import Backbone
 from ecgmm.pretrain import allowed_rows, load_pretrained, pretrain
 from ecgmm.settings import Branch, BYOLSettings, PretrainSettings, Tables, TrainSettings
 from ecgmm.store import Store, prepare
+from ecgmm.study import with_network
 from ecgmm.training import read_history
 from ecgmm.windows import Batches
 
@@ -413,11 +414,12 @@ def test_a_comparison_in_two_parts(stores, tmp_path):
     before = made()
     assert "raw results" in run("ecgmm_compare", *options, cwd=tmp_path)
     assert made() == before  # the parts have done all
-    scores = pd.read_csv(table)
+    scores = with_network(pd.read_csv(table))
     assert set(scores["pretraining"]) == {"scratch", "random", "byol"}
     assert set(scores["way"]) == {"finetune", "linear", "knn"}
     assert set(scores["fraction"]) == {1.0, 0.5} and set(scores["fold"]) == {3, 4}
-    assert {"answers.csv", "answers.npz", "table.csv"} <= {f.name for f in table.parent.iterdir()}
+    tables = {"answers.csv", "answers.npz", "table.csv", "ranking.csv", "methods.csv"}
+    assert tables <= {f.name for f in table.parent.iterdir()}
     output = run("ecgmm_compare", *options, "--epochs", 0, cwd=tmp_path, fails=True)
     assert "epochs must be at least 1" in output
     output = run("ecgmm_compare", *options, "--modalities", "smell", cwd=tmp_path, fails=True)
