@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,9 @@ from matplotlib import pyplot as plt
 
 from . import EcgmmError
 from .data import LEADS
+from .ensemble import Opened, named_models, open_model
 from .labels import FORMULA
-from .predict import Answers, Prediction, open_model, plot_prediction, predictions
+from .predict import Answers, Prediction, knows, plot_prediction, predictions
 from ecgmm.runs import (
     Run,
     StrPath,
@@ -79,6 +81,8 @@ def _as_json(p):
         reason=p.reason,
         probabilities=dict(zip(names, p.prob.tolist(), strict=True)) if judged else None,
         decided=[label.abbreviation for label in p.findings] if judged else None,
+        uncertain=[label.abbreviation for label in p.unsure] if judged else None,
+        never_decided=[label.abbreviation for label in p.undecided] if judged else None,
         gates=p.weights or None,
     )
 
@@ -266,13 +270,8 @@ def save_picture(
 def _line(p):
     "One recording, for the terminal."
     if p.reason:
-        return f"{p.name:12s} not judged: {p.reason}"
-    found = [
-        f"{label.name} {prob:.2f}"
-        for label, prob, decided in zip(p.labels.items, p.prob, p.decided, strict=True)
-        if decided
-    ]
-    line = f"{p.name:12s} {p.seconds:g} s: {', '.join(found) or 'no class decided'}"
+        return f"{p.name:12s} {p.answer}"
+    line = f"{p.name:12s} {p.seconds:g} s: {p.answer}"
     if p.weights:
         line += f" ({', '.join(f'{branch} {w:.2f}' for branch, w in p.weights.items())})"
     return f"{line} [{p.notes}]" if p.notes else line
@@ -285,6 +284,9 @@ def _tell(results, say):
         yield p
 
 
+_SEEN = {"train": "trained on", "tune": "among the tune recordings", "pretrain": "in pre-training"}
+
+
 @dataclass
 class _Count:
     "What became of the recordings of a call."
@@ -293,6 +295,7 @@ class _Count:
     failed: list[str] = field(default_factory=list)  # a line for each
     drawn: set[str] = field(default_factory=set)  # names that were to have a picture
     without: int = 0  # pictures that were not written
+    seen: Counter = field(default_factory=Counter)  # role in a training -> recordings
 
     def add(self, p, pictures, say):
         "One more recording; `pictures` is a folder or None."
@@ -300,12 +303,13 @@ class _Count:
             self.failed.append(f"{p.path or p.name}: {p.reason}")
             return
         self.judged += 1
+        self.seen.update([p.seen] if p.seen else [])
         if pictures and (reason := save_picture(p, pictures, taken=self.drawn)):
             say(f"{p.path}: {reason}")
             self.without += 1
 
     def summary(self, out, pictures):
-        "Two lines or more about all of them."
+        "Some lines about all of them."
         line = f"{self.judged} of {self.judged + len(self.failed)} recordings judged"
         if out:
             line += f", written to {out}"
@@ -314,9 +318,25 @@ class _Count:
         if self.without:
             line += f" ({self.without} not drawn, see above)"
         lines = [f"{line}. This is not a medical device."]
+        if self.seen:
+            roles = ", ".join(f"{self.seen[k]} {word}" for k, word in _SEEN.items() if self.seen[k])
+            lines += [
+                f"known to the model: {roles}; such answers show what it remembers, "
+                "not what it is worth"
+            ]
         if self.failed:
             lines += ["not judged:", *(f"  {line}" for line in self.failed)]
         return "\n".join(lines)
+
+
+def _scope(opened: Opened) -> list[str]:
+    "Which classes are never decided, in a line; none if there are none."
+    labels, thresholds = opened.labels, opened.decision["thresholds"]
+    never = [label for label, t in zip(labels.items, thresholds, strict=True) if t > 1]
+    if not never:
+        return []
+    names = ", ".join(label.abbreviation for label in never)
+    return [f"the model {knows(labels.items, never)}; never decided, whatever they are: {names}"]
 
 # %% ../nbs/54_answers.ipynb #54a0001a
 def _chosen_format(options):
@@ -331,15 +351,19 @@ def _chosen_format(options):
     return format
 
 
-def ecgmm_predict(
-    options: PredictOptions,
-) -> None:
-    "Judge recordings with a trained model; one line for each file that cannot be judged."
-    format, out = _chosen_format(options), options.out
-    to_terminal = format != "table" and out is None  # then nothing else may go there
-    say = partial(print, file=sys.stderr if to_terminal else sys.stdout)
-    results = predictions(
-        open_model(options.model, cpu=options.cpu, decision=options.decision),
+def _next_command(options):
+    "What may be typed next."
+    if options.out:
+        return f"next: ecgmm_evaluate --model {options.model} --store STORE (one with labels)"
+    decision = f" --decision {options.decision}" if options.decision else ""
+    same = f"--model {options.model}{decision} --data {options.data}"
+    return f"next: ecgmm_predict {same} --out answers.csv"
+
+
+def _answers(options, opened):
+    "The predictions that are asked for."
+    return predictions(
+        opened,
         options.data,
         fs=options.fs,
         leads=options.leads or LEADS,
@@ -347,10 +371,21 @@ def ecgmm_predict(
         tolerate=options.tolerate,
         batch_size=options.batch_size,
     )
+
+
+def ecgmm_predict(
+    options: PredictOptions,
+) -> None:
+    "Judge recordings with a trained model; one line for each file that cannot be judged."
+    format, out = _chosen_format(options), options.out
+    to_terminal = format != "table" and out is None  # then nothing else may go there
+    say = partial(print, file=sys.stderr if to_terminal else sys.stdout)
+    opened = open_model(named_models(options.model), cpu=options.cpu, decision=options.decision)
+    results = _answers(options, opened)
     n = len(results.items or ())
     if format == "challenge" and out and not options.picture and is_judged(results, out):
         say(f"{n} of {n} recordings judged and written to {out}: done already.", end=" ")
-        say("This is not a medical device.")
+        say("This is not a medical device.", _next_command(options), sep="\n")
         return
     written = _tell(results, say)
     if format != "table":
@@ -361,6 +396,7 @@ def ecgmm_predict(
         for p in written:
             count.add(p, pictures, say)
             bar.update(1)
-    say(count.summary(out, pictures))
+    say(count.summary(out, pictures), *_scope(opened), sep="\n")
     if not count.judged:
         raise EcgmmError("no recording could be judged")
+    say(_next_command(options))

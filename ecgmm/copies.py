@@ -16,38 +16,49 @@ from .data import FS, LEADS
 
 # %% ../nbs/04_copies.ipynb #77c5318b
 _EIGHT = [LEADS.index(lead) for lead in ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")]
-_BANDS = np.geomspace(0.7, 25, 13)  # Hz: where the bands begin and end
+_RANGE = (0.7, 25.0)  # Hz
+_CENTRES = np.geomspace(0.9, 22, 12)  # Hz: where a band counts wholly
+_STRETCH, _HOP, _MOST = 4 * FS, FS // 4, 64  # samples; and the most stretches of a recording
 _UNIT = 127  # a signature is kept in whole numbers of this fraction
 SIGNATURE = 28 + 8 + 8 * 12  # numbers in a signature
 
 
-def _spectrum(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "The frequencies between 0.7 and 25 Hz, and the (8, F) spectra of the independent leads there."
+def _bands(frequency: np.ndarray) -> np.ndarray:
+    "(F, 12) how much each frequency counts in each band: triangles on a logarithmic axis."
+    step = np.log(_CENTRES[1] / _CENTRES[0])
+    distance = np.log(np.clip(frequency, _CENTRES[0], _CENTRES[-1])[:, None] / _CENTRES) / step
+    return np.clip(1 - np.abs(distance), 0, None)
+
+
+def _spectra(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The frequencies in the range, and (M, 8, F) spectra of overlapping stretches there."
     x = np.asarray(samples, float)[:, _EIGHT].T
-    frequency = np.fft.rfftfreq(x.shape[1], 1 / FS)
-    kept = (frequency >= _BANDS[0]) & (frequency < _BANDS[-1])
-    tapered = (x - x.mean(axis=1, keepdims=True)) * np.hanning(x.shape[1])
-    return frequency[kept], np.fft.rfft(tapered, axis=1)[:, kept]
+    n = min(_STRETCH, x.shape[1])
+    hop = max(_HOP, (x.shape[1] - n) // _MOST)
+    stretches = np.lib.stride_tricks.sliding_window_view(x, n, axis=1)[:, ::hop].swapaxes(0, 1)
+    tapered = (stretches - stretches.mean(axis=2, keepdims=True)) * np.hanning(n)
+    frequency = np.fft.rfftfreq(_STRETCH, 1 / FS)
+    kept = (frequency >= _RANGE[0]) & (frequency < _RANGE[1])
+    return frequency[kept], np.fft.rfft(tapered, _STRETCH, axis=2)[..., kept]
 
 
 def signature(
     samples: np.ndarray,  # (T, 12) at 100 Hz in the order of `LEADS`, in any unit; T >= 50
 ) -> np.ndarray:  # (132,) int8
-    "What stays the same in a copy with another gain, offset, rate or rounding."
-    frequency, spectrum = _spectrum(samples)
-    product = (spectrum @ spectrum.conj().T).real
+    "What hardly changes in a copy with another gain, offset, rate, rounding or start."
+    frequency, spectra = _spectra(samples)
+    product = np.einsum("mlf,mkf->lk", spectra, spectra.conj()).real
     size = np.sqrt(np.diag(product))
     safe = np.where(size > 0, size, 1)  # a flat lead is similar to nothing
     similar = (product / np.outer(safe, safe))[np.triu_indices(8, 1)]
-    band = np.searchsorted(_BANDS, frequency, side="right") - 1
-    power = np.abs(spectrum) ** 2 @ np.eye(12)[band]
+    power = (np.abs(spectra) ** 2).sum(axis=0) @ _bands(frequency)
     share = np.sqrt(power / np.where(size > 0, size**2, 1)[:, None])
     together = np.concatenate([similar, size / max(np.linalg.norm(size), 1e-12), share.ravel()])
     return np.round(_UNIT * together).astype(np.int8)
 
 # %% ../nbs/04_copies.ipynb #4d0e0df5
-CERTAIN = 0.15  # distance of two signatures below which they are of one recording
-SUSPECT = 1.0  # below which the samples are compared
+CERTAIN = 0.13  # distance of two signatures below which they are of one recording
+SUSPECT = 0.6  # below which the samples are compared
 _BLOCK = 1024  # rows compared at a time
 
 
@@ -84,12 +95,14 @@ _LEAST = 4 * FS  # samples that must overlap: 4 s
 
 
 def _in_band(samples: np.ndarray) -> np.ndarray:
-    "(8, T): the independent leads between 0.7 and 25 Hz."
+    "(8, T): the independent leads between 0.7 and 25 Hz, each with the energy 1."
     x = np.asarray(samples, float)[:, _EIGHT].T
     frequency = np.fft.rfftfreq(x.shape[1], 1 / FS)
     spectrum = np.fft.rfft(x - x.mean(axis=1, keepdims=True), axis=1)
-    spectrum[:, (frequency < _BANDS[0]) | (frequency >= _BANDS[-1])] = 0
-    return np.fft.irfft(spectrum, x.shape[1], axis=1)
+    spectrum[:, (frequency < _RANGE[0]) | (frequency >= _RANGE[1])] = 0
+    x = np.fft.irfft(spectrum, x.shape[1], axis=1)
+    size = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(size > 0, size, 1)  # a lead counts as much as another, whatever its gain
 
 
 def _energy(x: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FS', 'LEADS', 'NO_DATA', 'UNITS', 'plot_ecg', 'real_data', 'MissingLeads', 'standard_leads', 'Recording',
-           'file_fault', 'read_leads', 'read_recording', 'recording_files', 'write_recording', 'resample']
+           'file_fault', 'read_sex', 'read_age', 'read_leads', 'read_recording', 'recording_files', 'write_recording',
+           'resample']
 
 # %% ../nbs/00_data.ipynb #2f2817db
 import errno
@@ -526,32 +527,46 @@ def _in_millivolts(path, header: _Header) -> np.ndarray:
     return x
 
 # %% ../nbs/00_data.ipynb #7a35f567
-_SEX = {"male": "Male", "m": "Male", "female": "Female", "f": "Female"}
+_MALE = "m male man mann männlich maennlich homme masculin masculino hombre maschio".split()
+_FEMALE = "f female w woman weiblich frau femme féminin feminino femenino mujer mulher".split()
+_AGE = re.compile(r"0*(\d{1,3})([.,]\d+)?\s*(y|yr|yrs|years?|a|j|jahre|\+)?")
 
 
-def _age(text: str) -> float:
-    "Years, or NaN. PTB-XL writes 300 for 'older than 89', which is not an age."
-    try:
-        years = float(text)
-    except ValueError:
+def read_sex(
+    text: str,  # as a header or a table has it
+) -> str:  # "Male", "Female", or "" where it is not understood
+    "The sex that a word stands for."
+    word = text.strip().casefold().rstrip(".")
+    return "Male" if word in _MALE else "Female" if word in _FEMALE else ""
+
+
+def read_age(
+    text: str,  # such as "56", "56,5", "056Y" or "56 years"
+) -> float:  # years; NaN where it is not understood, or is none
+    "The age that a text stands for. PTB-XL writes 300 for 'older than 89', which is not an age."
+    found = _AGE.fullmatch(text.strip().casefold())
+    if not found:
         return np.nan
-    return years if 0 <= years <= 130 else np.nan
+    years = float(found[1] + (found[2] or "").replace(",", "."))
+    return years if years <= 130 else np.nan
 
 
 def _codes(comments: list[tuple[str, str]]) -> tuple[str, ...]:
     "The codes of all lines `Dx`, each once, in their order."
     fields = [value for key, value in comments if key.lower() == "dx"]
-    words = [word for field in fields for word in re.split("[,;]", field)]
-    nothing = ("", "unknown", "nan", "none")
-    codes = ["_".join(word.split()) for word in words if word.strip().lower() not in nothing]
-    return tuple(dict.fromkeys(codes))
+    words = [word.strip() for field in fields for word in re.split("[,;]", field)]
+    if all(word.lower() in ("", "unknown", "nan", "none") for word in words):
+        return ()
+    return tuple(
+        dict.fromkeys("_".join(word.split()) for word in words if word.lower() not in ("", "nan"))
+    )
 
 
 def _about(comments: list[tuple[str, str]]) -> dict[str, Any]:
     "Age, sex and codes of a recording."
     value = {key.lower(): text for key, text in comments}
-    sex = _SEX.get(value.get("sex", "").lower(), "")
-    return {"age": _age(value.get("age", "")), "sex": sex, "codes": _codes(comments)}
+    age, sex = read_age(value.get("age", "")), read_sex(value.get("sex", ""))
+    return {"age": age, "sex": sex, "codes": _codes(comments)}
 
 # %% ../nbs/00_data.ipynb #7d3b2ebf
 def _read_header(path: Path) -> _Header:

@@ -646,14 +646,15 @@ def plot_label_curve(
         for way, part in table.groupby("way", sort=False):
             ax.plot(part["labelled"], part[metric], "o-", label=way, ms=4)
         ax.set_ylabel(f"macro {METRICS[metric].title} on test")
-        _label_ticks(ax, sorted(set(table["labelled"])))
+        _label_ticks(ax, sorted(set(table["labelled"])), set(table["tune"]))
     axes[0].legend(fontsize=9)
     return figure
 
 
-def _label_ticks(ax, ticks):
+def _label_ticks(ax, ticks, tune):
     "A logarithmic axis of numbers of recordings."
-    ax.set(xscale="log", xlabel="labelled training recordings", xticks=ticks)
+    beside = f"(and {min(tune)} of tune)" if len(tune) == 1 else ""
+    ax.set(xscale="log", xlabel=f"labelled training recordings {beside}", xticks=ticks)
     ax.set_xticklabels(ticks)
     ax.minorticks_off()
 
@@ -699,7 +700,8 @@ def _curve_identity(store, parts, split, start):
 def _curve_row(split, settings, way, scores):
     "A row of the table."
     labelled = len(label_part(split.train, settings.fraction, settings.train.seed))
-    return dict(fraction=settings.fraction, labelled=labelled, way=way) | scores["test"]
+    counts = dict(fraction=settings.fraction, labelled=labelled, tune=len(split.tune))
+    return counts | dict(way=way) | scores["test"]
 
 
 def _trained_row(store, folder, settings, how):

@@ -203,7 +203,7 @@ def _calibration(config):
     if pooled:
         how = (
             f"{kind}, one slope ({slopes[0]:.2f}) and intercept ({shifts[0]:.2f}) of the logit for "
-            f"all classes, of which {len(own)} of {n} had {MIN_POSITIVES} recordings or more in tune"
+            f"all classes, of which {len(own)} of {n} had {MIN_POSITIVES} recordings in tune"
         )
     return f"Probabilities are calibrated first: {how}."
 
@@ -270,7 +270,7 @@ def _protocol(config):
     if choice:
         sentences.append(
             f"Protocol: {choice.get('protocol')}; search of the thresholds: "
-            f"{choice.get('search')}; goal: {choice.get('goal')}; epoch: best by "
+            f"{choice.get('search')}; goal: {choice.get('goal', 'not noted')}; epoch: best by "
             f"{choice.get('best_by')}."
         )
     interval = config["metrics"].get("interval") or {}
@@ -286,7 +286,9 @@ def _limits(config):
     labels = _labels(config)
     outputs = ""
     if labels is not None:
-        outputs = f" It was trained for {len(labels)} classes and reports no other finding"
+        decided = sum(t <= 1 for t in config.get("thresholds", ()))
+        only = f", decides {decided} of them," if 0 < decided < len(labels) else ""
+        outputs = f" It was trained for {len(labels)} classes{only} and reports no other finding"
         outputs += ": no infarction." if labels.name == "challenge2020" else "."
     versions = config["versions"]
     made = f"Made with ecgmm {versions['ecgmm']}, torch {versions['torch']}."
@@ -663,9 +665,11 @@ def _check_decision(decision, config, where):
 
 def _check_never(decision, names, where):
     "The threshold of a class that is not decided is above 1."
-    thresholds = dict(zip(names, decision.get("thresholds", ()), strict=False))
+    if "thresholds" not in decision:
+        return
+    thresholds = dict(zip(names, decision["thresholds"], strict=True))
     for name in decision.get("undecided", ()):
-        if thresholds.get(name, 2) <= 1:
+        if thresholds[name] <= 1:
             raise EcgmmError(
                 f"{where}: {name} is not decided and has the threshold {thresholds[name]}: one "
                 "just above 1 is needed"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READERS', 'TOLERABLE', 'check_voltage', 'check_array', 'Signals', 'read_wfdb', 'read_npy', 'read_signals',
-           'complete_leads', 'Prepared', 'load_recording', 'Prediction', 'open_model', 'Answers', 'predictions',
-           'predict', 'plot_prediction']
+           'complete_leads', 'Prepared', 'load_recording', 'knows', 'Prediction', 'Answers', 'predictions', 'predict',
+           'plot_prediction']
 
 # %% ../nbs/52_predict.ipynb #838da4e1
 import errno
@@ -24,9 +24,9 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from torch import nn
 
 from . import EcgmmError
+from .copies import signature
 from ecgmm.data import (
     FS,
     LEADS,
@@ -37,12 +37,13 @@ from ecgmm.data import (
     read_leads,
     standard_leads,
 )
-from .folder import load_model, weights_digest
+from .ensemble import SEEN_NOTES, Opened, joint_probabilities, open_model, seen_before
+from .folder import weights_digest
 from .labels import Label, Labels
-from .runs import StrPath, file_error, fingerprint, read_marker
+from .runs import file_error, fingerprint
 from .store import LARGEST_MV, find_recordings, prepare_samples
-from .thresholds import decide
-from .windows import STRIDE, choose_device, window_starts
+from .thresholds import decide, uncertain
+from .windows import STRIDE, window_starts
 
 # %% ../nbs/52_predict.ipynb #bb84d290
 _SMALLEST = 0.05  # mV: some lead of an ECG moves at least as much
@@ -231,6 +232,7 @@ class Prepared(NamedTuple):
     samples: np.ndarray  # (T, 12) int16 µV at 100 Hz
     seconds: float  # length
     notes: list[str]  # what a reader of the result should know
+    digest: str  # of the samples, as in the "hash" column of a store
 
 
 def load_recording(
@@ -267,7 +269,7 @@ def load_recording(
             "(with 'short' tolerated it is filled up with zeros)"
         )
     notes += _remarks(facts, missing=missing, flat=flat, short=short)
-    return Prepared(samples, facts["seconds"], notes)
+    return Prepared(samples, facts["seconds"], notes, facts["hash"])
 
 # %% ../nbs/52_predict.ipynb #cf5b4d01
 def _remarks(facts, *, missing, flat, short):
@@ -297,6 +299,30 @@ def _names(mask):
     names = list(compress(LEADS, mask))
     return f"{'leads' if len(names) > 1 else 'lead'} {', '.join(names)}"
 
+# %% ../nbs/52_predict.ipynb #7c777fb7
+def _listed(found, prob):
+    "Classes with their probabilities."
+    return ", ".join(f"{label.name} {prob[label]:.2f}" for label in found)
+
+
+def _nothing_found(prob, undecided):
+    "What is said where no class is decided or uncertain; `prob` is by class."
+    known = [label for label in prob if label not in undecided]
+    if not known:
+        return f"the model decides none of its {len(prob)} findings"
+    highest = max(known, key=prob.__getitem__)
+    answer = f"no finding reached its threshold, highest: {_listed([highest], prob)}"
+    return f"{answer} ({knows(prob, undecided)})" if undecided else answer
+
+
+def knows(
+    labels: Iterable[Label],  # K classes of a model
+    undecided: Iterable[Label],  # those that it never decides
+) -> str:
+    "How many findings a model can report, in words."
+    n = len(list(labels))
+    return f"knows {n - len(list(undecided))} of {n} findings"
+
 # %% ../nbs/52_predict.ipynb #7f421563
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -310,8 +336,10 @@ class Prediction:
     notes: str = ""  # what a reader of the result should know
     seconds: float = np.nan  # length
     prob: np.ndarray | None = None  # (K,) calibrated probabilities; None where it was not judged
-    decided: np.ndarray | None = None  # (K,) True where a class is decided
-    thresholds: np.ndarray | None = None  # (K,) a class is decided from this probability on
+    decided: np.ndarray | None = None  # (K,) True where a probability reaches its threshold
+    uncertain: np.ndarray | None = None  # (K,) True where it is too near to it for an answer
+    thresholds: np.ndarray | None = None  # (K,) above 1: the class is never decided
+    seen: str = ""  # what it was to the model, a key of `SEEN_NOTES`; "" if unknown to it
     at: np.ndarray | None = None  # (M,) s, the middle of each window
     gates: np.ndarray | None = None  # (M, branches) weight of each in each window, of a gate
     samples: np.ndarray | None = None  # (T, 12) int16 µV at 100 Hz: the input of the model
@@ -325,8 +353,32 @@ class Prediction:
 
     @property
     def findings(self) -> tuple[Label, ...]:
-        "The decided classes."
-        return () if self.decided is None else tuple(compress(self.labels.items, self.decided))
+        "The decided classes that are not uncertain."
+        if self.decided is None or self.uncertain is None:
+            return ()
+        return tuple(compress(self.labels.items, self.decided & ~self.uncertain))
+
+    @property
+    def unsure(self) -> tuple[Label, ...]:
+        "The uncertain classes."
+        return () if self.uncertain is None else tuple(compress(self.labels.items, self.uncertain))
+
+    @property
+    def undecided(self) -> tuple[Label, ...]:
+        "The classes that the model never decides."
+        if self.thresholds is None:
+            return ()
+        return tuple(compress(self.labels.items, self.thresholds > 1))
+
+    @property
+    def answer(self) -> str:
+        "The findings and their probabilities in words, or that there is none."
+        if self.prob is None or self.thresholds is None:
+            return f"not judged: {self.reason}"
+        prob = dict(zip(self.labels.items, self.prob.tolist(), strict=True))
+        parts = [_listed(self.findings, prob)] if self.findings else []
+        parts += [f"uncertain: {_listed(self.unsure, prob)}"] if self.unsure else []
+        return "; ".join(parts) or _nothing_found(prob, self.undecided)
 
     @property
     def weights(self) -> dict[str, float]:  # {} for a model without a gate
@@ -344,6 +396,7 @@ class Prediction:
             path=self.path,
             **dict(zip(self.labels.abbreviations, prob.tolist(), strict=True)),
             decided="; ".join(label.name for label in self.findings),
+            uncertain="; ".join(label.name for label in self.unsure),
             **{f"gate_{branch}": weights.get(branch, np.nan) for branch in self.branches},
             seconds=self.seconds,
             notes=self.notes,
@@ -433,19 +486,21 @@ class _Pending:
 
     def __init__(self, item):
         self.item, self.reason = item, item.reason
+        self.seen = ""  # see `SEEN_NOTES`
         self.starts: Sequence[int] = ()  # the first sample of each window
         self.left = 0  # windows that are not judged yet
 
     def load(self, load, length):
         "Read the samples and place the windows of so many samples."
-        self.samples, self.seconds, self.notes = load(self.item.recording)
+        self.samples, self.seconds, self.notes, self.digest = load(self.item.recording)
+        self.length = len(self.samples)  # before it is filled up
         self.starts = window_starts(len(self.samples), length, STRIDE)
         self.left, self.total, self.gates = len(self.starts), 0.0, []
         if len(self.samples) < length:
             self.samples = np.pad(self.samples, ((0, length - len(self.samples)), (0, 0)))
 
     def add(self, prob, gates):
-        "The probabilities (K,) of one window, and the gate's weights (branches,) or None."
+        "Probabilities (models, K) of one window, and the gate's weights (branches,) or None."
         self.total = self.total + prob
         self.left -= 1
         if gates is not None:
@@ -453,111 +508,49 @@ class _Pending:
 
     def result(self, opened):
         "The prediction, once no window is left."
-        item, config = self.item, opened.config
+        item, decision = self.item, opened.decision
         about = dict(labels=opened.labels, branches=opened.branches, path=item.path)
         if self.reason:
             return Prediction(item.name, **about, reason=self.reason)
-        prob, decided = decide(config, self.total[None] / len(self.starts))
+        mean = self.total[:, None] / len(self.starts)  # (models, 1, K)
+        prob, decided = decide(decision, joint_probabilities(opened.configs, mean))
+        notes = [*self.notes, *filter(None, [SEEN_NOTES.get(self.seen)])]
         return Prediction(
             item.name,
             **about,
-            notes="; ".join(self.notes),
+            notes="; ".join(notes),
             seconds=self.seconds,
             prob=prob[0],
             decided=decided[0],
-            thresholds=np.asarray(config["thresholds"], float),
-            at=(self.starts + config["window"] / 2) / FS,
+            uncertain=uncertain(decision, prob)[0],
+            thresholds=np.asarray(decision["thresholds"], float),
+            seen=self.seen,
+            at=(self.starts + opened.window / 2) / FS,
             gates=np.stack(self.gates) if self.gates else None,
             samples=self.samples,
         )
 
 # %% ../nbs/52_predict.ipynb #5d1f0e01
-@torch.no_grad()
-def _judge(net, waiting, length):
-    "One batch of windows through the network; each is a pending recording and a first sample."
+def _judge(opened, waiting):
+    "One batch of windows through the models; each is a pending recording and a first sample."
+    length = opened.window
     windows = np.stack([pending.samples[start : start + length] for pending, start in waiting])
-    x = torch.from_numpy(windows).to(next(net.parameters()).device)
-    x = x.transpose(1, 2).to(torch.float32).div_(1000)
-    was_training = net.training
-    net.eval()
-    try:
-        logits, gates = net.logits_and_weights(x)
-    finally:
-        net.train(was_training)
-    prob = logits.sigmoid().cpu().double().numpy()  # double on the CPU: not every GPU has it
+    x = torch.from_numpy(windows).to(next(opened.nets[0].parameters()).device)
+    answers, gates = opened.judge(x.transpose(1, 2).to(torch.float32).div_(1000))
+    prob = answers.cpu().double().numpy()  # double on the CPU: not every GPU has it
     weights = [None] * len(prob) if gates is None else gates.cpu().double().numpy()
     for (pending, _), window_prob, window_weights in zip(waiting, prob, weights, strict=True):
         pending.add(window_prob, window_weights)
 
-# %% ../nbs/52_predict.ipynb #9bfcc3a9
-class _Opened(NamedTuple):
-    "A classifier with what is needed to judge by it."
 
-    net: nn.Module
-    config: dict
-    labels: Labels
-    branches: tuple[str, ...]  # modalities, where there are several
-
-
-def _model_folder(model):
-    "The folder of a model, from itself or from its run; how to get one where there is none."
-    folder, inner = Path(model), Path(model) / "model"
-    how = (
-        f"train one with `ecgmm_finetune --store store --out {folder}` (`ecgmm_synthesize` and "
-        "`ecgmm_prepare` make a store to try it on)"
-    )
-    if not folder.is_dir():
-        raise EcgmmError(f"there is no model {folder}: {how}")
-    if (folder / "config.json").is_file():
-        return folder
-    if (inner / "config.json").is_file():
-        return inner
-    if not read_marker(folder):
-        raise EcgmmError(f"{folder} has no config.json, so it is no model: give another, or {how}")
-    return folder
-
-
-def _is_usable(config, field):
-    "Whether a field of a config is there and can be what it should be."
-    value = config.get(field)
-    if field == "preprocessing":
-        return isinstance(value, dict) and {"denoise", "max_missing"} <= value.keys()
-    if field == "window":
-        return isinstance(value, int) and value >= 1
-    if field == "labels":
-        return isinstance(value, dict)
-    numbers = np.asarray([] if value is None else value)
-    right = numbers.dtype.kind in "iuf" and numbers.shape == (len(config["labels"]["items"]),)
-    return right and bool(np.isfinite(numbers).all())
-
-
-def open_model(
-    model: Any,  # folder of a run or of its model; or (net, config), as this function returns
-    *,
-    cpu: bool = False,  # use the CPU only
-    decision: StrPath | None = None,  # file of `save_decision` elsewhere; the folder's own if None
-) -> tuple[nn.Module, dict]:  # the classifier, and its config with what was decided
-    "A classifier that is ready to judge."
-    if _is_path(model):
-        net, config = load_model(_model_folder(model), decision=decision)
-        net = net.to(choose_device(cpu))
-    elif decision is not None:
-        raise EcgmmError("the file of a decision is for a model folder, got a model")
-    else:
-        net, config = model
-    for field in ("preprocessing", "window", "labels", "thresholds"):
-        if not _is_usable(config, field):
-            raise EcgmmError(
-                f"{model if _is_path(model) else 'the model'} cannot judge recordings: its config "
-                f"has no usable {field!r} ({str(config.get(field))[:60]})"
-            )
-    return net, config
-
-
-def _opened(net, config):
-    modalities = tuple(branch["modality"] for branch in config.get("branches", ()))
-    labels = Labels.from_dict(config["labels"])
-    return _Opened(net, config, labels, modalities if len(modalities) > 1 else ())
+def _recall(opened, pending):
+    "Note which of these recordings a model has seen before."
+    if not opened.lists or not pending:
+        return
+    signatures = np.stack([signature(p.samples[: p.length]) for p in pending])
+    roles = seen_before(opened.lists, signatures, [p.digest for p in pending])
+    for p, role in zip(pending, roles, strict=True):
+        p.seen = role
 
 # %% ../nbs/52_predict.ipynb #5fa037f5
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine ran out of something
@@ -571,28 +564,37 @@ def _reason(error, path):
     return " ".join(str(error).removeprefix(f"{path}: ").split())
 
 
+def _read(item, load, length):
+    "A recording with its samples, or with the reason why there are none."
+    pending = _Pending(item)
+    try:
+        if not item.reason:
+            pending.load(load, length)
+    except EcgmmError as error:  # any other error is a mistake of ours and stops all
+        pending.reason = _reason(error, item.path)
+    return pending
+
+
 def _stream(opened, items, load, batch_size):
     "Read recordings until a batch of windows is full, judge it, yield what is complete, in order."
-    length = opened.config["window"]
     queue: deque[_Pending] = deque()
     waiting: list[tuple[_Pending, int]] = []
+    fresh: list[_Pending] = []  # read since the last batch
     for item in items:
-        pending = _Pending(item)
+        pending = _read(item, load, opened.window)
         queue.append(pending)
-        try:
-            if not item.reason:
-                pending.load(load, length)
-        except EcgmmError as error:  # any other error is a mistake of ours and stops all
-            pending.reason = _reason(error, item.path)
+        fresh += [pending] if pending.left else []
         for start in pending.starts:
             waiting.append((pending, start))
             if len(waiting) == batch_size:
-                _judge(opened.net, waiting, length)
-                waiting = []
+                _judge(opened, waiting)
+                _recall(opened, fresh)
+                waiting, fresh = [], []
         while queue and not queue[0].left:
             yield queue.popleft().result(opened)
     if waiting:
-        _judge(opened.net, waiting, length)
+        _judge(opened, waiting)
+    _recall(opened, fresh)
     for pending in queue:
         yield pending.result(opened)
 
@@ -605,7 +607,7 @@ class Answers(Iterator[Prediction]):
         made: Iterator[Prediction],  # where they come from
         # what is judged; None where recordings come from an iterator, which may have no end
         items: list[_Item] | None,
-        opened: _Opened,  # the model
+        opened: Opened,  # the model, or several
         settings: dict[str, Any],  # what else can change the answers
     ):
         self.items = items
@@ -619,8 +621,8 @@ class Answers(Iterator[Prediction]):
         items = self.items
         names = None if items is None else [(i.name, i.path, i.reason) for i in items]
         return dict(
-            weights=weights_digest(self._opened.net),
-            config=fingerprint(self._opened.config),
+            weights=[weights_digest(net) for net in self._opened.nets],
+            config=fingerprint(self._opened.configs),
             recordings=fingerprint(names),
             **self._settings,
         )
@@ -665,7 +667,7 @@ def _check_options(tolerate, batch_size):
 
 
 def predictions(
-    model: Any,  # folder of a run or of its model, or (net, config) of `open_model`
+    model: Any,  # folder of a run or of its model, a list of several, or what `open_model` gave
     # a file, a folder of them at any depth, a `Recording`, an array (L, T), or several of these
     recordings: Any,
     *,
@@ -678,17 +680,17 @@ def predictions(
 ) -> Answers:  # yields a `Prediction` per recording, in order
     "Judge any number of recordings in the memory of one batch of windows."
     tolerate = _check_options(tolerate, batch_size)
-    opened = _opened(*open_model(model, cpu=cpu))
+    opened = open_model(model, cpu=cpu)
     items = None if isinstance(recordings, Iterator) else list(_items(recordings))
     reading: dict[str, Any] = dict(fs=fs, leads=leads, unit=unit, tolerate=tolerate)
-    load = partial(load_recording, config=opened.config, **reading)
+    load = partial(load_recording, config=opened.configs[0], **reading)
     made = _stream(opened, _items(recordings) if items is None else items, load, batch_size)
     settings = reading | dict(leads=list(leads), tolerate=sorted(tolerate), stride=STRIDE)
     return Answers(made, items, opened, settings)
 
 # %% ../nbs/52_predict.ipynb #b4fa55ad
 def predict(
-    model: Any,  # folder of a run or of its model, or (net, config) of `open_model`
+    model: Any,  # folder of a run or of its model, a list of several, or what `open_model` gave
     recordings: Any,  # as for `predictions`
     *,
     fs: float | None = None,  # of arrays: sampling rate, Hz
@@ -697,8 +699,8 @@ def predict(
     tolerate: str | Iterable[str] = (),  # any of `TOLERABLE`: these pass with a note
     batch_size: int = 512,  # windows judged at a time
     cpu: bool = False,  # use the CPU only
-    # a row per recording: name, path, K probabilities, decided, gate_BRANCH for each branch of a
-    # model with several, seconds, notes, reason
+    # a row per recording: name, path, K probabilities, decided, uncertain, gate_BRANCH for each
+    # branch of a model with several, seconds, notes, reason
 ) -> pd.DataFrame:
     "A table; a single recording that cannot be judged is an error, one of several a row."
     answers = predictions(
@@ -717,20 +719,25 @@ def predict(
     return pd.DataFrame(rows)
 
 # %% ../nbs/52_predict.ipynb #33018bd7
-_INK, _DECIDED, _NOT_DECIDED = "#1a1a2e", "#c0392b", "#b8c4ce"
+_INK, _DECIDED, _UNCERTAIN, _NOT_DECIDED = "#1a1a2e", "#c0392b", "#e08e0b", "#b8c4ce"
 _BRANCH_COLORS = ("#3f6fa8", "#e0b45c", "#6a9a6a", "#9a6a9a")
 
 
 def _draw_probabilities(ax, result):
-    "A bar for each class, with its threshold."
-    at = np.arange(len(result.labels))
-    ax.barh(at, result.prob, color=np.where(result.decided, _DECIDED, _NOT_DECIDED), height=0.75)
-    ax.scatter(result.thresholds, at, marker="|", s=60, color=_INK, lw=1.2, zorder=3)
+    "A bar for each class, with its threshold where it has one."
+    at, known = np.arange(len(result.labels)), result.thresholds <= 1
+    color = np.where(result.decided, _DECIDED, _NOT_DECIDED)
+    ax.barh(at, result.prob, color=np.where(result.uncertain, _UNCERTAIN, color), height=0.75)
+    ax.scatter(result.thresholds[known], at[known], marker="|", s=60, color=_INK, lw=1.2, zorder=3)
     ax.set(xlim=(0, 1), ylim=(len(at) - 0.4, -0.6))
     ax.set_yticks(at, result.labels.abbreviations)
-    ax.set_xlabel("probability   ( | threshold, red: decided)")
-    for text, decided in zip(ax.get_yticklabels(), result.decided, strict=True):
-        text.set_weight("bold" if decided else "normal")
+    legend = ["red: decided"]
+    legend += ["amber: uncertain"] if result.uncertain.any() else []
+    legend += ["grey name: never decided"] if not known.all() else []
+    ax.set_xlabel(f"probability   ( | threshold)\n{', '.join(legend)}")
+    for k, text in enumerate(ax.get_yticklabels()):
+        text.set_weight("bold" if result.decided[k] or result.uncertain[k] else "normal")
+        text.set_color(_INK if known[k] else "0.6")
 
 
 def _draw_gates(ax, result):
@@ -772,9 +779,9 @@ def plot_prediction(
 
 # %% ../nbs/52_predict.ipynb #d970dbbf
 def _title(result):
-    "Name, decisions and notes, in lines that fit above the paper."
-    names = ", ".join(label.name for label in result.findings) or "no class decided"
-    lines = textwrap.wrap(f"{result.name}: {names}", 140) + textwrap.wrap(result.notes, 140)
+    "Name, answer and notes, in lines that fit above the paper."
+    lines = textwrap.wrap(f"{result.name}: {result.answer}", 140)
+    lines += textwrap.wrap(result.notes, 140)
     if result.seconds > 10.5:
         lines.append(f"the first 10 s of {result.seconds:.0f} s")
     return "\n".join(lines)

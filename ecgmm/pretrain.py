@@ -200,6 +200,9 @@ def tune_probe(
     return _Probe(store, split, device, show)
 
 # %% ../nbs/29_pretrain.ipynb #0296dd50
+TAUGHT = "classifier"  # folder beside the encoder's: encoder and head, if labels taught them
+
+
 def _check_decay(learner, settings):
     "An error where a weight decay is asked for that the method would not use."
     usual = [s.weight_decay for s in (TrainSettings(), PretrainSettings().train)]
@@ -337,7 +340,6 @@ def pretrain(
         return history
 
 # %% ../nbs/29_pretrain.ipynb #f1e70010
-TAUGHT = "classifier"  # folder beside the encoder's: encoder and head, if labels taught them
 _NOTHING = "no real recording was seen"
 _FILES = (
     *SEEN_FILES,

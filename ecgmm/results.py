@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'environment', 'trained_runs', 'histories', 'plot_curves', 'plot_protocols', 'drawn_pairs', 'plot_classes',
-           'gate_weights', 'all_gate_weights', 'plot_gates', 'Study', 'by_source', 'write_report', 'read_study',
-           'ecgmm_reproduce', 'ecgmm_demo']
+           'gate_weights', 'all_gate_weights', 'plot_gates', 'Study', 'verdict', 'Clinic', 'clinic_of', 'by_source',
+           'write_report', 'read_study', 'ecgmm_reproduce', 'ecgmm_demo']
 
 # %% ../nbs/60_results.ipynb #7ac4f14f
 import base64
@@ -23,6 +23,7 @@ from datetime import date
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,11 +33,18 @@ from matplotlib.figure import Figure
 
 import ecgmm
 from . import EcgmmError, __version__
+from ecgmm.clinic import (
+    clinical_figures,
+    clinical_tables,
+    summary_figures,
+    summary_sentences,
+)
 from .data import FS
 from .finetune import training_history
 from .folder import read_config
 from .judgement import read_predictions
-from .metrics import METRICS
+from .intervals import macro_auroc
+from .metrics import METRICS, MIN_POSITIVES
 from .predict import open_model, plot_prediction, predictions
 from .probes import mean_over_windows
 from .runs import Run
@@ -44,12 +52,23 @@ from .runs import progress as progress_bar
 from .settings import MODELS, DemoOptions, StudyOptions, StudySettings, Tables, as_dict
 from .store import Store, prepare, source_table
 from ecgmm.study import (
+    CONTROLS,
+    WITHIN,
+    AnswerTable,
+    Judged,
     arm_columns,
     class_scores,
+    class_table,
+    column_titles,
+    differences,
     gather_answers,
     left_out,
     numbered,
+    one_rule,
+    optimism,
+    pooled,
     published,
+    ranking,
     read_scores,
     reproduce,
     results_file,
@@ -59,6 +78,10 @@ from ecgmm.study import (
     study_part,
     study_run,
     summary,
+    together,
+    two_networks,
+    value_words,
+    with_network,
 )
 from .synthetic import synthesize
 from .thresholds import calibrate, official_thresholds, plot_thresholds
@@ -164,12 +187,12 @@ def plot_curves(
 def _headline(scores):
     "The metrics to draw: AUROC, AUPRC, and the Challenge score where it exists, else F1."
     last = "f_measure" if scores["challenge"].isna().all() else "challenge"
-    return ["auroc", "auprc", last]
+    return [name for name in ("auroc", "auprc", last) if name in scores]
 
 
 _PROTOCOLS = (  # prefix of the columns, place and colour of the mark, words
     ("", -0.15, "#1f77b4", "chosen on tune"),
-    ("paper_", 0.15, "#d95f02", "chosen on the reported fold: optimistic"),
+    ("paper_", 0.15, "#d95f02", "the paper's protocol: chosen on the reported fold"),
 )
 
 
@@ -180,7 +203,7 @@ def plot_protocols(
     "Means over runs with their standard deviation by both protocols, a panel per metric."
     table = numbered(scores)
     groups = dict(list(table.groupby(arm_columns(table), sort=False)))
-    metrics = metrics or _headline(scores)
+    metrics = metrics or [name for name in _headline(scores) if f"paper_{name}" in scores]
     size = (2.2 * len(metrics) + 1.6, 0.28 * len(groups) + 1.3)
     fig, axes = plt.subplots(
         1, len(metrics), figsize=size, sharey=True, layout="constrained", squeeze=False
@@ -201,14 +224,11 @@ def plot_protocols(
     return fig
 
 # %% ../nbs/60_results.ipynb #d635cb8b
-_FEWEST_POSITIVES = 5  # a class with fewer test recordings has an empty mark and no interval
-
-
 def drawn_pairs(
     scores: pd.DataFrame,  # of `reproduce`
 ) -> list[tuple[str, str]]:  # (model, pretraining), at most four
     "The first and the last model, each with the first and the last pre-training."
-    table = numbered(scores)
+    table = with_network(numbered(scores))
     models, pretrainings = (list(dict.fromkeys(table[c])) for c in ("model", "pretraining"))
     there = set(zip(table["model"], table["pretraining"], strict=True))
     corners = [(m, p) for m in (models[0], models[-1]) for p in (pretrainings[0], pretrainings[-1])]
@@ -216,10 +236,13 @@ def drawn_pairs(
 
 
 def _class_axes(labels, counts):
-    "A figure with a line per class, and the number of its recordings beside the name."
+    "A figure with a line per class: its name, abbreviation and number of recordings."
     n = len(labels)
     fig, ax = plt.subplots(figsize=(8, 0.3 * n + 1.2), layout="constrained")
-    names = [f"{a} ({int(c)})" for a, c in zip(labels.abbreviations, counts, strict=True)]
+    names = [
+        f"{textwrap.shorten(x.name, 34, placeholder=' ...')}, {x.abbreviation} ({int(c)})"
+        for x, c in zip(labels.items, counts, strict=True)
+    ]
     ax.set_yticks(range(n), names, fontsize=8)
     ax.set_ylim(n - 0.4, -0.6)
     ax.grid(axis="y", color="0.93", lw=0.8)
@@ -233,13 +256,15 @@ def _shift(k, n):
 
 
 def _draw_classes(ax, table, shift, style, label):
-    "AUROC of each class: an interval, or an empty mark where there are few positives."
+    "AUROC of each class with its interval; nothing where there are too few positives."
     at = np.arange(len(table)) + shift
     value, low, high = (table[f"auroc{end}"].to_numpy(float) for end in ("", "_low", "_high"))
-    many = (table["positives"] >= _FEWEST_POSITIVES).to_numpy()
+    many = ~np.isnan(value)
     ax.hlines(at[many], low[many], high[many], color=style["color"], lw=1)
     ax.plot(value[many], at[many], ls="", ms=4, label=label, **style)
-    ax.plot(value[~many], at[~many], ls="", ms=4, mfc="white", **style)
+
+
+_BLIND = (CONTROLS[-1], "no ECG")  # the control that knows most
 
 
 def plot_classes(
@@ -248,15 +273,17 @@ def plot_classes(
     scores: pd.DataFrame,  # of `reproduce`
     pairs: Sequence[tuple[str, str]] | None = None,  # (model, pretraining); `drawn_pairs` if None
 ) -> Figure:
-    "AUROC of each class with its 95 % interval, on the test recordings of all folds."
-    pairs = pairs or drawn_pairs(scores)
-    tables = [class_scores(store, out, scores, *pair, draws=200) for pair in pairs]
+    "AUROC of each class with its 95 % interval, within the test folds; stars: without any ECG."
+    pairs = [*(pairs or drawn_pairs(scores)), _BLIND]
+    tables = [class_scores(out, scores, *pair) for pair in pairs]
     fig, ax = _class_axes(store.labels, tables[0]["positives"])
     for k, (pair, table) in enumerate(zip(pairs, tables, strict=True)):
         _draw_classes(ax, table, _shift(k, len(pairs)), _style(*pair), ", ".join(pair))
-    ax.axvline(0.5, color="0.3", lw=0.8)
+    for k in np.flatnonzero(tables[0]["too_few"]):
+        ax.text(0.5, k, "too few", fontsize=7, color="0.4", ha="center", va="center")
+    ax.axvline(0.5, color="0.3", lw=0.8, zorder=0)
     ax.set(xlabel="AUROC on test", xlim=(-0.02, 1.02))
-    fig.legend(fontsize=8, loc="outside upper center", ncols=len(pairs))
+    fig.legend(fontsize=8, loc="outside upper center", ncols=3)
     return fig
 
 # %% ../nbs/60_results.ipynb #3fd91914
@@ -323,24 +350,28 @@ def plot_gates(
 # %% ../nbs/60_results.ipynb #42a5db07
 _CSS = """
 :root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem}
+body{font:16px/1.5 system-ui,sans-serif;max-width:1160px;margin:2rem auto;padding:0 1rem;
+overflow-wrap:anywhere}
 h1{margin-bottom:.2rem}
 h2{margin-top:2.4rem;border-bottom:1px solid #8886}
 nav a{margin-right:1rem}
 figure{margin:1rem 0}
 img{max-width:100%;background:#fff}
 table{border-collapse:collapse;font-size:.85rem;margin:.6rem 0}
-td,th{padding:.25rem .5rem;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
-.prose td:first-child{white-space:normal;min-width:16rem}
+td,th{padding:.25rem .5rem;border-bottom:1px solid #8884;text-align:right}
+td{white-space:nowrap}
+th{overflow-wrap:normal;vertical-align:bottom}
+tbody th{text-align:left;vertical-align:top;min-width:4.5rem}
+.prose tbody th{min-width:16rem}
 .note{opacity:.8;font-size:.9rem}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto;max-width:100%}
+.verdict li{margin:.4rem 0}
 @media print{nav{display:none}figure{break-inside:avoid}}
 """
 
 
-def _picture(fig, text=""):
-    "A figure as an inline picture with a caption, closed."
+def _picture(fig, text):
+    "A figure as an inline picture with a caption, which is also read out; closed."
     data = BytesIO()
     fig.savefig(data, format="png", dpi=110, bbox_inches="tight")
     plt.close(fig)
@@ -355,8 +386,8 @@ def _note(text):
 
 
 def _table(table, kind="", **options):
-    "A table as HTML, with the titles of metrics in the place of their names."
-    table = table.rename(columns={name: metric.title for name, metric in METRICS.items()})
+    "A table as HTML that scrolls by itself, with titles of metrics in the place of their names."
+    table = table.rename(columns=column_titles())
     text = table.to_html(border=0, na_rep="-", float_format="{:.3f}".format, **options)
     return f'<div class="scroll {kind}">{text}</div>'
 
@@ -383,7 +414,27 @@ class Study:
     @cached_property
     def sources(self) -> pd.DataFrame:  # of `source_scores`
         "All metrics by source."
-        return source_scores(self.store, self.out, self.scores)
+        return source_scores(self.out, self.scores)
+
+    @cached_property
+    def answers(self) -> AnswerTable:  # of `gather_answers`
+        "The answers of all folds."
+        return gather_answers(self.out, self.scores)
+
+    @cached_property
+    def best(self) -> tuple:  # an arm, by the columns of `arm_columns`
+        "What ranks best within sources (else over all) of what was trained with all labels."
+        table = self.answers.scores
+        kept = (table["way"] == "finetune") & (table["fraction"] == table["fraction"].max())
+        ranked = ranking(self.answers.take(kept | table["model"].isin(CONTROLS)), draws=0)
+        ranked = ranked.drop(list(CONTROLS), level=0)
+        column = WITHIN if ranked[WITHIN].notna().any() else "auroc"
+        return tuple(ranked[column].fillna(-1).idxmax())
+
+    @cached_property
+    def judged(self) -> list[Judged]:  # of `pooled`
+        "What the best model decided, fold by fold."
+        return pooled(self.out, self.scores, *self.best[:2])
 
     @property
     def example(self) -> pd.Series | None:
@@ -404,17 +455,187 @@ def _about(row):
     "Which model it is, in words."
     return f"{row['model']}, {row['pretraining']}, fold {row['fold']}, seed {row['seed']}"
 
+# %% ../nbs/60_results.ipynb #60d00001
+def _list_of(items):
+    "A list of sentences."
+    rows = "".join(f"<li>{html.escape(item)}</li>" for item in items)
+    return f'<ul class="verdict">{rows}</ul>'
+
+
+def _compared(study):
+    "Every model and control against the best, within sources where there is such a figure."
+    columns, ranked = arm_columns(study.scores), ranking(study.answers)
+    best = ranked.loc[study.best]
+    per = None if np.isnan(best[WITHIN]) else "source"
+    how = dict(within=(), case=columns, per=per, draws=max(1000, 60 * len(ranked)))
+    table = differences(study.answers, study.best, **how)
+    return ranked, per, table.set_index(columns)
+
+
+def _against(name, row):
+    "How sure a difference from the best is, in words."
+    words = value_words(-row["difference"], -row["high"], -row["low"])
+    sure = "is above" if row["holm"] < 0.05 and row["difference"] < 0 else "is not surely above"
+    return f"it {sure} {name} (difference {words}, p {row['holm']:.3f} after Holm's correction)"
+
+
+def verdict(
+    study: Study,
+) -> list[str]:
+    "What the study shows, in sentences whose numbers come from it."
+    ranked, per, table = _compared(study)
+    if "difference" not in table:
+        return [
+            f"No finding has {MIN_POSITIVES} test recordings with it and {MIN_POSITIVES} without: "
+            "nothing can be said about any model."
+        ]
+    best, name, blind = ranked.loc[study.best], ", ".join(map(str, study.best)), _blind(ranked)
+    column, where = (WITHIN, "within one source") if per else ("auroc", "over all sources")
+    value, floor = (
+        value_words(*(r[f"{column}{end}"] for end in ("", "_low", "_high"))) for r in (best, blind)
+    )
+    other = table.drop(index=[key for key in table.index if key[0] in CONTROLS])
+    other = other.drop(index=[study.best]).dropna(subset=["difference"])
+    below = other.index[(other["holm"] < 0.05) & (other["difference"] < 0)]
+    said = [
+        f"Best of the models, {where}: {name}, with a mean AUROC of {value} over "
+        f"{_count(best[f'{column}_classes'])}. It was the best on these same recordings, so the "
+        "figure is somewhat too high.",
+        f"Age, sex and source alone, without any ECG, give {floor} {where}, and "
+        f"{blind['auroc']:.3f} over all sources (the model: {best['auroc']:.3f}). Against them "
+        f"{_against('what is known without an ECG', table.loc[blind.name])}.",
+        f"Surely below it, of {len(other)} other models: "
+        + ("; ".join(", ".join(map(str, key)) for key in below) if len(below) else "none")
+        + ". Of the others this study cannot say whether they are worse; that does not make them "
+        "equal.",
+    ]
+    goal = _headline(study.scores)[-1]
+    means = numbered(study.scores).groupby(["model", "pretraining"])[goal].mean()
+    constant = means.loc[CONTROLS[0], "no ECG"]
+    said += [
+        f"{METRICS[goal].title}, mean over runs: {means.loc[study.best[:2]]:.3f}; the best answer "
+        f"that is the same for everybody earns {constant:.3f}."
+    ]
+    few = _too_few(study)
+    if few:
+        said += [
+            f"{len(few)} of {len(study.store.labels)} findings have fewer than {MIN_POSITIVES} "
+            f"test recordings with or without them: {', '.join(few)}. Nothing is known of these."
+        ]
+    return said
+
+
+def _count(n):
+    "Such as: 1 class; 9 classes."
+    return f"{int(n)} class{'' if n == 1 else 'es'}"
+
+
+def _blind(ranked):
+    "The row of the control that knows most."
+    return ranked.loc[[key for key in ranked.index if key[:2] == _BLIND][0]]
+
+
+def _too_few(study):
+    "Names of the classes of which nothing can be said."
+    table = class_scores(study.out, study.scores, *study.best[:2])
+    return list(table.loc[table["too_few"], "name"])
+
+
+def _conclusion_section(study):
+    "The verdict, and the warning."
+    return _list_of(verdict(study)) + f"<h3>What it must not be used for</h3>{_warning(study)}"
+
+
+def _warning(study):
+    "Uses that these figures do not support."
+    records = study.store.records
+    sources = ", ".join(sorted(set(records["source"])))
+    age = records["age"].dropna()
+    ages = f"{age.quantile(0.01):.0f} to {age.quantile(0.99):.0f} years" if len(age) else "unknown"
+    items = [
+        "To diagnose, to rule out, or to triage anybody: it is for research and teaching, and not "
+        "a medical device.",
+        f"Recordings from anywhere but the sources of this study ({sources}) until it has been "
+        "measured there, by ecgmm_evaluate; sources that were left out show what may happen.",
+        f"People unlike those recorded here (ages, all but the outermost hundredths: {ages}).",
+        f"Anything but its {len(study.store.labels)} findings. It knows no others, acute "
+        "infarction among them, and a recording without a finding is not a healthy one.",
+        "Probabilities or predictive values as they stand where findings are more or less "
+        "frequent than here.",
+    ]
+    if few := _too_few(study):
+        items += [f"These findings, of which there were too few to judge: {', '.join(few)}."]
+    return _list_of(items)
+
+
+class Clinic(NamedTuple):
+    "Decisions over several folds as a clinic reads them."
+
+    sentences: list[str]
+    tables: dict[str, pd.DataFrame]  # title -> table of text
+    figures: dict[str, Figure]  # what it shows, in words -> the figure
+
+
+def clinic_of(
+    parts: Sequence[Judged],  # of `pooled`
+) -> Clinic:
+    "Sentences, tables and figures of all folds; rankings are compared within folds."
+    folds, (p, decided) = [j.predictions for j in parts], together(parts)
+    figures = summary_figures(p, decided, draws=0)
+    for name, per in ((WITHIN, "source"), ("auroc", None)):
+        m = macro_auroc(folds, per=per, draws=300)
+        figures |= {name: m.value, f"{name}_low": m.low, f"{name}_high": m.high}
+        figures |= {f"{name}_classes": m.n_classes}
+    tables = clinical_tables(p, decided)
+    classes = class_table(folds)
+    words = [value_words(*ends, digits=2) for ends in _ends(classes, "auroc")]
+    words = ["too few" if few else w for w, few in zip(words, classes["too_few"], strict=True)]
+    for title, table in tables.items():  # several models: pairs of two folds are not compared
+        columns = table.columns.drop(["AUROC", "classes ranked"], errors="ignore")
+        by_class = "AUROC" in table and len(table) == len(classes)
+        tables[title] = table.assign(AUROC=words) if by_class else table[columns]
+    return Clinic(summary_sentences(figures), tables, clinical_figures(p, decided))
+
+
+def _decisions_section(study):
+    "The tables and pictures of a clinic for the best model."
+    name, clinic = ", ".join(map(str, study.best)), clinic_of(study.judged)
+    parts = [
+        _note(
+            f"The best model, {name}: calibrated probabilities and decisions of the first seed, "
+            "test recordings of all folds, 95 % intervals over patients."
+        ),
+        _list_of(clinic.sentences),
+    ]
+    parts += [f"<h3>{title}</h3>{_table(table)}" for title, table in clinic.tables.items()]
+    parts += [_picture(fig, text + ".") for text, fig in clinic.figures.items()]
+    return "".join(parts)
+
+
+def _ends(table, name):
+    "Rows of a value and the ends of its interval."
+    return table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
+
 # %% ../nbs/60_results.ipynb #60a00003
 def _scores_section(study):
     "Both tables and the picture of the protocols."
+    table = summary(study.scores, answers=two_networks(study.answers))
+    ranked = [c for c in table if str(c).startswith("AUROC") or c == "auprc"]
     return "".join(
         [
-            _table(summary(study.scores)),
+            "<h3>Ranking</h3>",
+            _table(table[["runs", *ranked]]),
+            "<h3>Decisions</h3>",
+            _table(table.drop(columns=ranked).dropna(how="all", subset=["challenge"])),
             _note(
-                "Mean ± standard deviation over runs; macro means over the classes that a test "
-                "fold has. average: the mean of the probabilities of the two single classifiers; "
-                "concat, gate: trained together, without and with the paper's gate; balanced: a "
-                "gate with its own learning rate, and a head for each branch."
+                "The first rows have not seen any ECG. AUROC: over all test folds and runs, from "
+                "pairs of one fold (and of one source), with a 95 % interval over patients and "
+                "seeds; the number of classes with enough recordings stands in the head. All "
+                "else: one or two values, or mean ± standard deviation over runs. average: the "
+                "mean of the probabilities of the two single classifiers; concat, gate: trained "
+                "together, without and with the paper's gate; balanced: a gate with its own "
+                "learning rate, and a head for each branch. two signals, two spectrograms, signal "
+                "and spectrogram: averages by rank of two networks, where there are two seeds."
             ),
             "<h3>The same by the paper's protocol: optimistic</h3>",
             _table(summary(study.scores, "paper")),
@@ -424,9 +645,21 @@ def _scores_section(study):
             ),
             _picture(
                 plot_protocols(study.folds),
-                "Optimism from choosing on the test fold: the distance between the two marks.",
+                "The two protocols: the distance between the marks is the difference between "
+                "them, in epoch, calibration, search and the recordings that choose.",
             ),
+            _optimism_note(study),
         ]
+    )
+
+
+def _optimism_note(study):
+    "What one search gains by choosing on what is reported."
+    found = optimism(search_scores(study.out, study.scores))["mean"]
+    return _note(
+        "Of that, optimism is what one and the same search (a common threshold) gains if it "
+        "chooses on the reported recordings, with the same epoch and probabilities: "
+        f"{found.min():.3f} to {found.max():.3f}, by model."
     )
 
 
@@ -458,9 +691,9 @@ def _classes_section(study):
     names = "; ".join(", ".join(pair) for pair in pairs)
     words = "; ".join(f"{label.abbreviation}: {label.name}" for label in study.store.labels.items)
     text = (
-        f"Of all models these are drawn: {names}. In brackets the number of test recordings that "
-        f"have the class. Lines are 95 % intervals over patients; with fewer than "
-        f"{_FEWEST_POSITIVES} recordings the mark is empty and has none."
+        f"Of all models these are drawn: {names}; and what age, sex and source alone give. In "
+        "brackets the number of test recordings that have the class. Lines are 95 % intervals "
+        f"over patients; with fewer than {MIN_POSITIVES} recordings there is no mark."
     )
     return _picture(plot_classes(study.store, study.out, study.scores, pairs), text) + _note(words)
 
@@ -495,24 +728,18 @@ def _thresholds_section(study):
     )
 
 # %% ../nbs/60_results.ipynb #60a00004
-def _with_interval(value, low, high):
-    "Such as 0.52 (0.40, 0.61); without an interval where there is none."
-    if np.isnan(value):
-        return "-"
-    return f"{value:.2f}" if np.isnan(low) else f"{value:.2f} ({low:.2f}, {high:.2f})"
-
-
 def by_source(
     sources: pd.DataFrame,  # of `source_scores`
     metric: str,  # a name in `METRICS`
     *,
-    interval: bool = False,  # show "low" and "high" too, which are of the Challenge score (or F1)
+    interval: bool = False,  # of AUROC, else "low" and "high", of the Challenge score (or F1)
 ) -> pd.DataFrame:  # text: a row per model and pre-training, a column per source
     "A metric by source, with the number of recordings in the head of each column."
     rows: dict[tuple, dict[str, str]] = {}
+    ends = [f"{metric}_low", f"{metric}_high"]
+    ends = ends if ends[0] in sources else ["low", "high"]
     for r in sources.to_dict("records"):
-        ends = (r["low"], r["high"]) if interval else (np.nan, np.nan)
-        text = _with_interval(r[metric], *ends)
+        text = value_words(r[metric], *(r[e] if interval else np.nan for e in ends), digits=2)
         key = r["model"], r["pretraining"]
         rows.setdefault(key, {})[f"{r['source']} ({r['recordings']})"] = text
     return pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows))
@@ -524,13 +751,14 @@ def _sources_section(study):
     last = _headline(study.scores)[-1]
     parts = [
         f"<h3>{METRICS['auroc'].title}</h3>",
-        _table(by_source(sources, "auroc")),
+        _table(by_source(sources, "auroc", interval=True)),
         f"<h3>{METRICS[last].title}</h3>",
         _table(by_source(sources, last, interval=True)),
         _note(
-            "Test recordings of all folds together, their number in brackets. The 95 % interval "
-            "is over patients where they are known, else recordings; none below five of them. "
-            "All metrics are in sources.csv."
+            "Test recordings of all folds, their number in brackets; AUROC from pairs of one "
+            f"fold, over classes with at least {MIN_POSITIVES} positives in the source (- where "
+            "there is none). The 95 % interval is over patients where they are known, else "
+            "recordings; none below five of them. All metrics are in sources.csv."
         ),
     ]
     if len(away):
@@ -582,7 +810,9 @@ def _circumstances_section(study):
 
 _PUBLISHED = "Published results (other data)"
 SECTIONS: dict[str, Callable[[Study], str]] = {  # heading -> HTML; "" where there is nothing
+    "Conclusion": _conclusion_section,
     "Scores": _scores_section,
+    "Decisions of the best model": _decisions_section,
     _PUBLISHED: _published_section,
     "Training": _training_section,
     "Classes": _classes_section,
@@ -659,7 +889,7 @@ def read_study(
     name: str,  # of a pair of files in `ecgmm/raw_results`
 ) -> tuple[pd.DataFrame, dict]:  # scores, and the circumstances
     "A study whose raw results come with the package."
-    scores = pd.read_csv(results_file(f"{name}.csv"))
+    scores = one_rule(pd.read_csv(results_file(f"{name}.csv")))
     return scores, json.loads(results_file(f"{name}.json").read_text())
 
 # %% ../nbs/60_results.ipynb #e469177e
@@ -677,9 +907,7 @@ def _write_tables(store, out, scores, circumstances):
     "What a study gave, as files for other programs."
     pairs = numbered(scores)[["model", "pretraining"]].drop_duplicates()
     classes = [
-        class_scores(store, out, scores, model, pretraining).assign(
-            model=model, pretraining=pretraining
-        )
+        class_scores(out, scores, model, pretraining).assign(model=model, pretraining=pretraining)
         for model, pretraining in pairs.itertuples(index=False)
     ]
     answers, searches = gather_answers(out, scores), search_scores(out, scores)
@@ -687,13 +915,15 @@ def _write_tables(store, out, scores, circumstances):
         answers.save(run.folder / "answers")
         run.write("classes.csv", pd.concat(classes).round(4).to_csv(index_label="class"))
         run.write("searches.csv", searches.round(4).to_csv(index=False))
+        ranked = ranking(two_networks(answers)).round(4)
+        run.write("ranking.csv", ranked.to_csv(index_label=arm_columns(answers.scores)))
         run.write("environment.json", json.dumps(circumstances, indent=1))
         run.finish()
 
 
-def _print_scores(scores):
+def _print_scores(scores, answers):
     "Both tables."
-    print(summary(scores).to_string())
+    print(summary(scores, answers=answers).to_string())
     print(f"\nby the paper's protocol, optimistic:\n{summary(scores, 'paper').to_string()}")
 
 
@@ -724,7 +954,7 @@ def ecgmm_reproduce(
     _write_tables(store, out, read_scores(out), environment() | told | data)
     title, note = f"Study of {Path(options.store).name}", f"Networks of the size: {options.size}."
     page = write_report(store, out, out / "report", title, note, progress=True)
-    _print_scores(scores)
+    _print_scores(scores, gather_answers(out, scores))
     tables = "scores.csv, answers.csv and .npz (for paired intervals), classes.csv, searches.csv"
     print(f"\n{out}: {tables}\nreport: {page}, beside it sources.csv")
 

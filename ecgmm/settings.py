@@ -8,8 +8,8 @@ __all__ = ['Words', 'Integers', 'Numbers', 'Branches', 'OneBranch', 'Imported', 
            'BYOLSettings', 'DINOSettings', 'SimulatedSettings', 'Method', 'method_name', 'PretrainSettings',
            'usual_pretraining', 'ClassifierSettings', 'parse_goal', 'ChoiceSettings', 'Arm', 'StudySettings', 'as_dict',
            'from_dict', 'CommonOptions', 'SynthesizeOptions', 'DownloadOptions', 'PrepareOptions', 'PretrainOptions',
-           'FinetuneOptions', 'FuseOptions', 'ThresholdsOptions', 'PredictOptions', 'StudyOptions', 'CompareOptions',
-           'DemoOptions', 'Command', 'read_options', 'main']
+           'FinetuneOptions', 'FuseOptions', 'ThresholdsOptions', 'PredictOptions', 'EvaluateOptions', 'StudyOptions',
+           'CompareOptions', 'DemoOptions', 'Command', 'read_options', 'main']
 
 # %% ../nbs/02_settings.ipynb #affaec11
 import importlib
@@ -437,9 +437,10 @@ class ChoiceSettings:
     search: str = "shrunk"  # of the thresholds: shrunk, exact, official, common or your own
     # auto, challenge, f_measure, f_beta, youden, sensitivity=0.9, specificity=0.95 or cost=5
     goal: str = "auto"
-    undecided: bool = True  # leave out classes that fewer than 3 training recordings have
-    exclusive: bool = False  # of rhythms that exclude each other decide the likeliest alone
-    uncertain: float | None = None  # share of errors to allow, such as 0.05; the rest is uncertain
+    undecided: bool = True  # classes with fewer than 3 training recordings; False: decide every one
+    exclusive: bool = False  # of rhythms that exclude each other decide one at most
+    # largest share of wrong answers, such as 0.05: what is too near to its threshold is uncertain
+    uncertain: float | None = None
 
     def __post_init__(self):
         _one_of(self, "best_by", ("auroc", "auprc"))
@@ -456,13 +457,16 @@ class Arm:
     name: str  # of the model, as it stands in the tables
     classifier: ClassifierSettings = ClassifierSettings()
     pretrain: tuple[PretrainSettings, ...] = ()  # one for each branch; none: from scratch
-    way: str = "finetune"  # finetune, or a probe on frozen features: linear or knn
+    # finetune, or a probe on frozen features (linear or knn); control: no network at all
+    way: str = "finetune"
     mean_of: tuple[str, ...] = ()  # arms whose probabilities are averaged; nothing is trained then
     shown: bool = True  # False: not in the table, only averaged by another arm
 
     @property
     def pretraining(self) -> str:
-        "The method's name; without one scratch, or random where a probe judges such an encoder."
+        "The method's name; without one scratch, random where a probe judges such an encoder, or no ECG."
+        if self.way == "control":
+            return "no ECG"
         if self.pretrain:
             return method_name(self.pretrain[0].method)
         if any(branch.pretrained for branch in self.classifier.branches):
@@ -681,7 +685,7 @@ Format = Literal["table", "csv", "json", "challenge"] | None
 class PredictOptions:
     "Judge recordings with a trained model; one line for each file that cannot be judged."
 
-    model: str = "models/gate-fold0"  # run of ecgmm_finetune, or its model folder
+    model: str = "models/signal-fold0"  # run or model folder; several with commas judge together
     data: str = "data"  # a WFDB header, a folder of them, or an .npy file of shape (leads, samples)
     out: str | None = None  # file (challenge: folder) to write; the terminal if not given
     format: Format = None  # table, csv, json or challenge; from the end of out if not given
@@ -696,6 +700,20 @@ class PredictOptions:
     common: CommonOptions = CommonOptions()
     example: ClassVar[str] = "ecgmm_predict --model models/gate-fold0 --data recording.hea"
     then: ClassVar[str] = "ecgmm_predict --model models/gate-fold0 --data folder --out answers.csv"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    "Score a saved model, or several together, on labelled recordings that it has not seen."
+
+    model: str = "models/signal-fold0"  # run or model folder; several with commas judge together
+    store: str = "store"  # folder that ecgmm_prepare made, with labels
+    out: str | None = None  # folder for tables, pictures and predictions; none if not given
+    exclude_seen: bool = False  # leave out whoever the model was trained on, instead of refusing
+    cpu: bool = False  # use the CPU only
+    common: CommonOptions = CommonOptions()
+    example: ClassVar[str] = "ecgmm_evaluate --model models/gate-fold0 --store other --out scores"
+    then: ClassVar[str] = "open scores/card.md"
 
 # %% ../nbs/02_settings.ipynb #a5e10019
 MODELS = ("signal", "spectrogram", "average", "concat", "gate", "balanced")  # of a study
@@ -776,6 +794,7 @@ COMMANDS: dict[str, Command] = {
     "fuse": Command(FuseOptions, "ecgmm.finetune"),
     "thresholds": Command(ThresholdsOptions, "ecgmm.judgement"),
     "predict": Command(PredictOptions, "ecgmm.answers"),
+    "evaluate": Command(EvaluateOptions, "ecgmm.evaluate"),
     "compare": Command(CompareOptions, "ecgmm.study"),
     "reproduce": Command(StudyOptions, "ecgmm.results"),
 }

@@ -24,7 +24,7 @@ import pandas as pd
 from scipy.signal import butter, sosfiltfilt
 
 from . import EcgmmError
-from .data import FS, LEADS, file_fault, read_recording, resample
+from .data import FS, LEADS, file_fault, read_recording, resample, read_age
 from .copies import find_copies, first_copies, signature
 from ecgmm.folds import (
     Split,
@@ -37,7 +37,7 @@ from ecgmm.folds import (
     table_digests,
     untorn_folds,
 )
-from .labels import FORMULA, Labels, find_labels, is_code, mistaken_codes
+from .labels import FORMULA, Labels, find_labels, mistaken_codes
 from ecgmm.record_tables import (
     Diagnoses,
     RecordNames,
@@ -46,6 +46,7 @@ from ecgmm.record_tables import (
     read_folds,
     read_patients,
     read_scope,
+    remarks,
 )
 from ecgmm.runs import (
     Run,
@@ -709,7 +710,7 @@ def _source_row(r, n_labels, copied):
         "gaps": int((r["missing"] > 0).sum()),
         "flat": int((r["flat"] != "").sum()),
         "clipped": int((r["clipped"] != "").sum()),
-        "mixed leads": int((r["einthoven"] > 100).sum()),
+        "limb leads disagree": int((r["einthoven"] > 100).sum()),
         "copies": int(copied.sum()),
     }
 
@@ -925,30 +926,35 @@ class _Said(NamedTuple):
     folds: dict[str, int] | None  # None: there is no table
     scope: dict[str, np.ndarray]  # source -> classes that were looked for
     digests: dict[str, str | int | None]  # of the tables
+    remarks: list[str]  # what they say in vain, and of whom they say nothing
 
 
 def _read_tables(tables, labels, files, inputs):
     "All tables, matched to the recordings."
     paths = [str(i.header) for i in inputs]
     sources = [_source(files.base / i.header) for i in inputs]
-    records = RecordNames(paths, [i.name for i in inputs])
-    people, diagnoses, folds, scope = {}, {}, None, {}
-    if tables.patients:
-        people = read_patients(tables.patients, records, sources)
-    if tables.labels:
-        diagnoses = read_diagnoses(tables.labels, records, labels)
-    if tables.folds:
-        which = dict(test_fold=tables.test_fold, tune_fold=tables.tune_fold)
-        folds = dict(zip(paths, read_folds(tables.folds, records, **which).tolist()))
-    if tables.scope:
-        scope = read_scope(tables.scope, labels, sources)
+    records = RecordNames([str(files.base / path) for path in paths], [i.name for i in inputs])
+    which = dict(test_fold=tables.test_fold, tune_fold=tables.tune_fold)
+    readers = dict(
+        patients=lambda file: read_patients(file, records, sources),
+        labels=lambda file: read_diagnoses(file, records, labels),
+        folds=lambda file: read_folds(file, records, **which),
+    )
+    of: dict[str, dict[str, Any]] = {kind: {} for kind in readers}
+    lines = []
+    for kind, read in readers.items():
+        if file := getattr(tables, kind):
+            found = read(file)
+            of[kind] = {paths[i]: value for i, value in found.of.items()}
+            lines += remarks(file, found, sources)
     return _Said(
-        patients={paths[i]: patient for i, patient in people.items()},
+        patients=of["patients"],
         named=patient_lines(tables.patients) if tables.patients else {},
-        diagnoses={paths[i]: d for i, d in diagnoses.items()},
-        folds=folds,
-        scope=scope,
+        diagnoses=of["labels"],
+        folds=of["folds"] if tables.folds else None,
+        scope=read_scope(tables.scope, labels, sources) if tables.scope else {},
         digests=_table_digests(tables),
+        remarks=lines,
     )
 
 
@@ -959,7 +965,7 @@ def _table_digests(tables):
     return found | dict(test_fold=tables.test_fold, tune_fold=tables.tune_fold)
 
 
-_NOTHING_SAID = _Said({}, {}, {}, None, {}, {})
+_NOTHING_SAID = _Said({}, {}, {}, None, {}, {}, [])
 
 
 def _check_groups(said, files, n_folds):
@@ -1121,7 +1127,7 @@ def _csv(table):
 class _Understood(NamedTuple):
     "What is known of the diagnoses of one recording."
 
-    codes: str  # those that are codes, also of no class, with blanks between
+    codes: str  # of all that was understood, with blanks between
     not_understood: str  # the other words, with semicolons between
     y: np.ndarray  # (K,) uint8
     known: np.ndarray  # (K,) bool
@@ -1130,27 +1136,20 @@ class _Understood(NamedTuple):
 def _understand(words, values, looked_for, labels):
     "Diagnoses as they were written, or values of single classes, as labels of three values."
     codes, rest = labels.parse(words)
-    foreign = [word for word in rest if is_code(word)]  # of a terminology, and of no list of ours
-    wrong = [word for word in rest if not is_code(word)]
     y = labels.vector(codes)
-    complete = labels.understood(codes) and not wrong
+    complete = labels.understood(codes) and not rest
     known = np.where(complete, looked_for, False) | (y > 0)
     for abbreviation, value in values:
         k = labels.index(abbreviation)
         y[k], known[k] = value, True
-    written = " ".join(code.lstrip(FORMULA) for code in (*codes, *foreign))
-    return _Understood(
-        written, "; ".join(word.lstrip(FORMULA).replace("_", " ") for word in rest), y, known
-    )
+    unclear = "; ".join(word.lstrip(FORMULA).replace("_", " ") for word in rest)
+    return _Understood(" ".join(codes), unclear, y, known)
 
 
 def _person(row, d):
     "Age and sex of a row, from a table of diagnoses where its header does not say them."
     age, sex = row["age"], row["sex"]
-    if d.age and np.isnan(age):
-        years = pd.to_numeric(d.age, errors="coerce")
-        age = float(years) if 0 <= years <= 130 else np.nan
-    return dict(age=age, sex=sex or d.sex)
+    return dict(age=read_age(d.age) if np.isnan(age) else age, sex=sex or d.sex)
 
 
 def _record_table(done, said, labels):
@@ -1159,7 +1158,8 @@ def _record_table(done, said, labels):
     y = np.full((len(rows), len(labels)), np.nan)
     for i, row in enumerate(rows):
         d = said.diagnoses.get(row["path"])
-        words, values = (row["diagnoses"], ()) if d is None else ([d.text], d.values)
+        words = [d.text] if d and d.text else row["diagnoses"]
+        values = d.values if d else ()
         got = _understand(words, values, said.scope.get(row["source"], every), labels)
         y[i, got.known] = got.y[got.known]
         row |= dict(codes=got.codes, not_understood=got.not_understood)
@@ -1241,10 +1241,11 @@ def _write_tables(run, done, settings, *, labels, files=None, said=_NOTHING_SAID
     _write_signatures(run, signatures)
     if said.named:
         _write_patients(run, said.named)
-    meta = _make_meta(run, done, _about(settings, said), records, folds, labels)
+    about = _about(settings, said) | dict(remarks=said.remarks)
+    meta = _make_meta(run, done, about, records, folds, labels)
     run.write("meta.json", json.dumps(meta, indent=1))
     n_groups = folds["group"].max() + 1
-    about = dict(n_folds=settings.n_folds, n_groups=n_groups, denoise=settings.denoise)
+    about |= dict(n_groups=n_groups, denoise=settings.denoise)
     run.write("card.md", _card(run.folder.name, records, skipped, labels, about))
     run.drop(*(_shard(k)[1] for k in range(len(done))))
     run.finish(dict(recordings=len(records), skipped=len(skipped)))
@@ -1303,7 +1304,8 @@ def ecgmm_prepare(
         f"\n{len(made)} recordings in {made.folder}, {n_copies} of them copies of another under a "
         "second name (they share its fold); card.md has the labels"
     )
-    for line in [*label_report(made.records, made.labels), *_without_a_role(made)]:
+    said = label_report(made.records, made.labels)
+    for line in [*made.meta["remarks"], *said, *_without_a_role(made)]:
         print(line)
     print(f"{len(skipped)} files skipped" + (", all in skipped.csv:" if len(skipped) else ""))
     for path, reason in skipped.to_numpy()[:10]:

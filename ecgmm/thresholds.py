@@ -355,7 +355,8 @@ def make_goal(
     if ((fold.prob < 0) | (fold.prob > 1)).any():
         raise EcgmmError("probabilities must be from 0 to 1 to choose thresholds among them")
     name, value = parse_goal(goal_name(fold.labels, goal))
-    return GOALS[name](fold) if value is None else GOALS[name](fold, value)  # type: ignore[call-arg]
+    kind: Callable[..., Goal] = GOALS[name]
+    return kind(fold) if value is None else kind(fold, value)
 
 # %% ../nbs/50_thresholds.ipynb #66e4da35
 OFFICIAL_GRID = (0.1, 0.2, 0.3, 0.4, 0.5)  # the paper's

@@ -303,8 +303,9 @@ def test_the_command_done_already(tmp_path, model, capsys):
     with chdir(tmp_path):
         for done in (False, True):
             judge(model, "ward", "scores", format="challenge")
-            (line,) = capsys.readouterr().out.splitlines()
+            line, following = capsys.readouterr().out.splitlines()
             assert ("done already" in line) == done and "6 of 6 recordings judged" in line
+            assert following.startswith("next: ecgmm_evaluate --model")
 
 
 def test_the_command_refuses(tmp_path, model, ecg, capsys):

@@ -1,12 +1,14 @@
 "Labels, tables and copies as people bring them, each kind through `prepare`."
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from ecgmm import EcgmmError
 from ecgmm.data import Recording, read_recording, resample, write_recording
-from ecgmm.labels import Labels
+from ecgmm.labels import Labels, find_labels
 from ecgmm.settings import PrepareSettings, Tables
 from ecgmm.store import Store, label_report, prepare
 from ecgmm.synthetic import simulate
@@ -37,7 +39,11 @@ UNDERSTOOD = {
     "AF and RBBB": "AF RBBB",
     "sinus rhythm, left axis deviation": "NSR LAD",
 }
-NOT_UNDERSTOOD = ("borderline ecg", "no AF", "AF?", "AF unlikely", "normal variant", "abc", "12")
+NOT_UNDERSTOOD = (
+    *("borderline ecg", "no AF", "AF?", "AF unlikely", "normal variant", "abc", "12", "AF (-)"),
+    *("AF -", "AF +/-", "[ ] AF", "AF, ruled out", "No AF, AFL", "AF, none", "Exclude: AF; RBBB"),
+    *("left bundle branch block, incomplete", "AF, history of", "999999999", "1.65E+08"),
+)
 NOTHING = ("", "Unknown", "NaN", "[]", "none")
 
 
@@ -91,9 +97,88 @@ def test_a_word_that_is_not_understood_leaves_the_rest_open(tmp_path):
     for k, text in enumerate((f"{NSR}, borderline", f"{NSR},999999999", "999999999", "164884008")):
         write(tmp_path / "ward", f"W{k}", k, text)
     store = made(tmp_path / "ward")
-    assert store.known.sum(axis=1).tolist() == [1, 24, 0, 24]
+    assert store.known.sum(axis=1).tolist() == [1, 1, 0, 24]
     said = "\n".join(label_report(store.records, store.labels))
     assert "164884008" in said and "PVC stays 0" in said
+
+
+ONE_HOT = {
+    "NORM,IMI,AMI\nW0,0,1,0\n": ("ptbxl-superclass", "MI", 1),
+    "NORM,IMI,AMI\nW0,1,0,0\n": ("ptbxl-superclass", "MI", None),
+    "PVC,VPB\nW0,1,0\n": ("challenge2020", "PVC", 1),
+    "VPB,PVC\nW0,1,0\n": ("challenge2020", "PVC", 1),
+    "427172004,17338001\nW0,1,0\n": ("challenge2020", "PVC", 1),
+    "RBBB,CRBBB\nW0,0,0\n": ("challenge2020", "RBBB", 0),
+    "diagnosis,AF\nW0,NSR,1\n": ("challenge2020", "AF", 1),
+    "diagnosis,diagnosis2\nW0,AF,RBBB\n": ("challenge2020", "RBBB", 1),
+    "labels,remark\nW0,,nothing said\n": ("challenge2020", "NSR", 1),  # the header stands
+}
+
+
+@pytest.mark.parametrize("text", ONE_HOT)
+def test_columns_of_a_table_become_three_values(tmp_path, text):
+    name, abbreviation, value = ONE_HOT[text]
+    write(tmp_path / "ward", "W0", 0, NSR)
+    table = tmp_path / "table.csv"
+    table.write_text(f"record,{text}")
+    if "nothing said" in text:
+        table.write_text(table.read_text() + "W1,AF,\n")
+        write(tmp_path / "ward", "W1", 1)
+    labels = find_labels(name)
+    store = made(tmp_path / "ward", labels=labels, tables=Tables(labels=str(table)))
+    target = store.targets[0, labels.index(abbreviation)]
+    assert (None if np.isnan(target) else target) == value
+
+
+def test_a_line_with_more_cells_than_the_head_is_an_error(tmp_path):
+    write(tmp_path / "ward", "W0", 0, NSR)
+    table = tmp_path / "table.csv"
+    for text in ("record,labels\nW0,AF,RBBB\n", '"record","patient"\n"1","W0","P1"\n'):
+        table.write_text(text)
+        kind = "patients" if "patient" in text else "labels"
+        with pytest.raises(EcgmmError, match="a line has more fields than the head"):
+            made(tmp_path / "ward", tables=Tables(**{kind: str(table)}))
+
+
+def test_a_path_of_another_hospital_is_not_ours(tmp_path):
+    for k in range(2):
+        write(tmp_path / "data" / "hospA", f"000{k}", k, NSR)
+    table = tmp_path / "patients.csv"
+    table.write_text("record,patient\nhospB/0000,B0\nhospB/0001,B1\n")
+    for place in (tmp_path / "data", tmp_path / "data" / "hospA"):
+        with pytest.raises(
+            EcgmmError, match="names none of the 2 recordings: the first name there"
+        ):
+            prepare(place, tmp_path / "s", tables=Tables(patients=str(table)), progress=False)
+    table.write_text("record,patient\nhospB/0000,B0\nhospA/0000,A0\nhospA/0001,unknown\n")
+    store = made(tmp_path / "data", tables=Tables(patients=str(table)))
+    assert store.records["patient"].tolist() == ["A0", ""]
+    assert store.meta["remarks"] == [
+        "patients.csv: 1 lines name no recording here (hospB/0000, ...)",
+        "patients.csv: nothing about 1 of 2 recordings of hospA",
+    ]
+
+
+def test_what_a_spreadsheet_makes_of_names_and_patients(tmp_path):
+    names = ["0001", "0002", "0003", "0004", "0005"]
+    for k, name in enumerate(names):
+        write(tmp_path / "ward", name, k, NSR)
+    table = tmp_path / "patients.csv"
+    lines = ["1,12", "2.0,12.0", '="0003",p1', "'0004,P1", "ward/0005.png,nan"]
+    table.write_text("record;patient\n" + "\n".join(lines).replace(",", ";") + "\n")
+    store = made(tmp_path / "ward", tables=Tables(patients=str(table)))
+    assert store.records["patient"].tolist() == ["12", "12", "p1", "p1", ""]
+
+
+def test_all_versions_of_a_recording_of_ptbxl_get_its_patient(tmp_path):
+    for k, path in enumerate(
+        ("records100/00000/00001_lr", "records500/00000/00001_hr", "g1/HR00001")
+    ):
+        write(tmp_path / "data" / Path(path).parent, Path(path).name, k, NSR)
+    table = tmp_path / "ptbxl_database.csv"
+    table.write_text("ecg_id,patient_id,sex\n1,15709.0,1\n")
+    store = made(tmp_path / "data", tables=Tables(patients=str(table)))
+    assert set(store.records["patient"]) == {"ptb-xl:15709"}
 
 
 WAYS = {
@@ -140,7 +225,7 @@ def test_one_name_in_two_hospitals_is_not_one_patient(tmp_path):
         write(tmp_path / "data" / hospital, f"only-{hospital}", 10 + k, NSR)
     table = tmp_path / "patients.csv"
     table.write_text("record,patient\nr1,p\nonly-a,q\nonly-b,r\n")
-    with pytest.raises(EcgmmError, match="'r1' can mean a/r1.hea and b/r1.hea: give the path"):
+    with pytest.raises(EcgmmError, match="'r1' can mean .*a/r1.hea and .*b/r1.hea: give the path"):
         made(tmp_path / "data", tables=Tables(patients=str(table)))
     table.write_text("record,patient\na/r1,p\nb/r1,q\nonly-a,p\nonly-b,q\n")
     store = made(tmp_path / "data", tables=Tables(patients=str(table)))

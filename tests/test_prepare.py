@@ -388,12 +388,12 @@ def test_what_is_odd_but_readable_is_kept(tmp_path):
         and store.folds[0] == store.folds[1]
     )
     assert (
-        r.loc["C", "codes"] == "999999999"
+        r.loc["C", "codes"] == ""
         and r.loc["C", "not_understood"] == "999999999; AF?"
         and r.loc["C", "labelled"] == 0
         and not store.known[2].any()
     )
-    assert "999999999 (1)" in (store.folder / "card.md").read_text()
+    assert "999999999" in (store.folder / "card.md").read_text()
     assert r.loc["D", "length"] == 180_000
     assert r.loc["E", "missing"] > 0 and np.isfinite(store.x(4)).all()
     assert r.loc["F", "labelled"] == 0

@@ -33,6 +33,7 @@ SMALL = {  # what makes each command small
     "ecgmm_reproduce": "--size small --epochs 1 --pretrain_epochs 1 --models spectrogram"
     " --arms scratch --cpu",
     "ecgmm_predict": "--cpu",
+    "ecgmm_evaluate": "--cpu",
     "ecgmm_compare": "--arms scratch,random --modalities spectrogram --epochs 1 --cpu",
     "ecgmm_synthesize": "--n 40",
     "ecgmm_demo": "--n 60 --epochs 1 --pretrain_epochs 1 --folds 0",
@@ -42,9 +43,16 @@ USUAL = {"ecgmm_finetune": "signal", "ecgmm_fuse": "signal,spectrogram", "ecgmm_
 
 
 def options_of(command):
-    "The options of a command line with their values."
-    words = command.split()
-    return dict(zip(words[1::2], words[2::2], strict=True))
+    "The options of a command line with their values; a flag has an empty one."
+    words = command.split()[1:]
+    assert words[0].startswith("--"), command
+    found = {}
+    for word in words:
+        if word.startswith("--"):
+            found[word] = ""
+        else:
+            found[list(found)[-1]] = word
+    return found
 
 
 def branches_of(command):
@@ -69,7 +77,7 @@ def small(command):
     if options.get("--method") == "dino":
         more += ["--n_prototypes", "128"]
     kept = [word for pair in options.items() if pair[0] not in more for word in pair]
-    return " ".join([name, *kept, *more])
+    return " ".join([name, *filter(None, kept), *more])
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -16,12 +16,12 @@ UNREADABLE = {
     "latin": ("record,patient\nW1,M\u00fcller\n".encode("latin-1"), "save it as UTF-8"),
     "utf16": ("record,patient\nW1,a\n".encode("utf-16"), "save it as UTF-8"),
     "a letter": (b"ecg_id,patient_id\n1,2\nx,3\n", "line 3: a whole number is needed for ecg_id"),
-    "nan": (b"ecg_id,patient_id\n1,nan\n", "for patient_id, got 'nan'"),
+    "nan": (b"ecg_id,patient_id\n1,nan\n", "names none of the 4 recordings"),
     "infinite": (b"ecg_id,patient_id\n1,1e999\n", "got '1e999'"),
     "negative": (b"ecg_id,patient_id\n-1,2\n", "got '-1'"),
     "ragged": (b"record,patient\na,b\na,b,c\n", "Expected 2 fields"),
     "open quote": (b'record,patient\n"a,b\n', "columns record,patient"),
-    "tabs": (b"record\tpatient\na\tb\n", "got the columns record\tpatient"),
+    "bars": (b"record|patient\na|b\n", "got the columns record|patient"),
     "two patients": (b"record,patient\nW1,a\nW1.hea,b\n", "W1.hea has both 'a' and 'b'"),
     "nothing": (None, "No such file"),
 }
@@ -47,7 +47,7 @@ def test_a_folder_is_no_table(tmp_path):
 def test_a_byte_order_mark_a_space_and_a_line_that_stands_twice_do_no_harm(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("record, patient\nW1,M\u00fcller\nW1,M\u00fcller\n", encoding="utf-8-sig")
-    assert read_patients(path, NAMES, SOURCES) == {0: "M\u00fcller"}
+    assert read_patients(path, NAMES, SOURCES).of == {0: "M\u00fcller"}
 
 
 def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path):

@@ -701,5 +701,5 @@ def test_raw_results_have_the_columns_of_today():
     assert [name for name, head in heads.items() if "arm" in head] == []
     for file in sorted(folder.glob("*-real.npz")):
         answers = AnswerTable.load(file.with_suffix(""))
-        assert {"model", "pretraining", "fold", "seed", "auroc_3"} <= set(answers.scores)
+        assert {"model", "pretraining", "fold", "seed", "auroc"} <= set(answers.scores)
         assert set(answers.scores["fold"]) == set(answers.y)

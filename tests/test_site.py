@@ -38,6 +38,8 @@ TAUGHT = {
     "50_thresholds": ["best_threshold", "coordinate_ascent", "shrunk_thresholds", "calibrate"],
     "51_clinic": ["clinical_table", "net_benefit", "subgroup_table"],
     "51_judgement": ["metric_interval", "judge"],
+    "52_ensemble": ["joint_decision", "open_model", "seen_before"],
+    "53_evaluate": ["match_labels", "seen_in", "evaluate"],
 }
 
 
