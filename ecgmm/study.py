@@ -1195,6 +1195,13 @@ def _groups(table, columns):
     return {key: tuple(part.index) for key, part in table.groupby(columns, sort=False)}
 
 
+def _pairs_of(cases, against):
+    "Each case with the one that it is compared with, or all pairs."
+    if against is None:
+        return list(combinations(cases, 2))
+    return [(key, tuple(against)) for key in cases]
+
+
 def differences(
     answers: AnswerTable,
     against: Sequence[str] | None = ("scratch", "finetune"),  # one case; None: each against each
@@ -1220,11 +1227,9 @@ def differences(
     rows = []
     for shared, of_group in _groups(scores, within).items():
         cases = _groups(scores.loc[list(of_group)], case)
-        base = None if against is None else tuple(against)
-        pairs = list(combinations(cases, 2)) if base is None else [(key, base) for key in cases]
-        for key, other in pairs:
+        for key, other in _pairs_of(cases, against):
             row = dict(zip(within + case, shared + key, strict=True))
-            row |= dict(against=", ".join(map(str, other))) if base is None else {}
+            row |= dict(against=", ".join(map(str, other))) if against is None else {}
             values, n = drawn(cases[key])
             row |= dict(runs=len(cases[key]), classes=n)
             if "labels" in scores:
