@@ -153,7 +153,7 @@ def check_pretraining_and_thresholds(folder):
     )  # with the decision that stands beside the weights
     assert (
         gate["choice"]["protocol"] == "held-out"
-        and gate["calibration"]["kind"] == "temperature"
+        and gate["calibration"]["kind"] == "platt"
         and len(set(gate["thresholds"])) > 1
     )
 
