@@ -290,7 +290,7 @@ def macro_draws(
     draws: int = 0,  # of patients, and of runs where a fold has several
     seed: int = 0,  # of these draws
 ) -> tuple[np.ndarray, int]:  # (1 + draws,) means over classes, first of all; classes in it
-    "The mean over classes, for the recordings as they are, and for every draw of patients and runs."
+    "The mean over classes: for all recordings, then for every draw of patients and runs."
     if metric not in _COUNTED:
         raise EcgmmError(f"metric must be one of {', '.join(_COUNTED)}; got {metric!r}")
     runs = _as_runs(folds)

@@ -464,7 +464,7 @@ class Arm:
 
     @property
     def pretraining(self) -> str:
-        "The method's name; without one scratch, random where a probe judges such an encoder, or no ECG."
+        "The method's name; without one scratch, random where a probe judges it, or no ECG."
         if self.way == "control":
             return "no ECG"
         if self.pretrain:
