@@ -1110,7 +1110,7 @@ def published() -> pd.DataFrame:  # a row per result: who, protocol, the paper's
 def ranking(
     answers: AnswerTable,  # of a study
     draws: int = 300,  # of patients, and of seeds where there are several
-) -> pd.DataFrame:  # a row per arm: both AUROCs with `_low`, `_high` and `_classes`
+) -> pd.DataFrame:  # a row per arm: both AUROCs, ends of their intervals, numbers of classes
     "Mean AUROC over classes from pairs of one fold: of one source, and of all sources together."
     columns, rows = arm_columns(answers.scores), {}
     for key, at in answers.scores.groupby(columns, sort=False).groups.items():
