@@ -45,7 +45,7 @@ USUAL = {"ecgmm_finetune": "signal", "ecgmm_fuse": "signal,spectrogram", "ecgmm_
 def options_of(command):
     "The options of a command line with their values; a flag has an empty one."
     words = command.split()[1:]
-    assert words[0].startswith("--"), command
+    assert not words or words[0].startswith("--"), command
     found = {}
     for word in words:
         if word.startswith("--"):
