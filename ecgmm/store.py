@@ -1069,6 +1069,8 @@ def prepare(
     roots, folder = _folders(data, store)
     files = _find_files(roots)
     _check_n_folds(settings.n_folds, len(files.headers))
+    if tables.patients:
+        patient_lines(tables.patients)  # a table that cannot be read is said before all else
     inputs = _read_inputs(files, _known_entries(folder), workers=workers, progress=progress)
     said = _read_tables(tables, labels, files, inputs)
     _check_groups(said, files, settings.n_folds)

@@ -129,6 +129,7 @@ SECONDS = {  # of one core, roughly: test modules and notebooks; those not named
     "test_two_processes_ssl": 20,
     "test_two_processes": 15,
     "test_resume": 15,
+    "test_seen": 15,
     "test_metrics": 7,
     "60_results": 55,
     "55_study": 50,

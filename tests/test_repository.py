@@ -642,6 +642,7 @@ def wrong_options(text):
     wrong = []
     for name, rest in re.findall(r"\becgmm_(\w+)((?:(?!ecgmm_)[^`)|\n])*)", text):
         known = everywhere | options_of(COMMANDS[name].options) if name in COMMANDS else None
+        known = known and known | {f"no_{o}" for o in known}  # a flag that is usually on
         given = [o.replace("-", "_") for o in re.findall(r"(?<!\S)--([a-z_-]+)", rest)]
         if "import" in given:  # a part of one's own may have options of its own
             continue
