@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'PROBES', 'probabilities', 'score', 'label_part', 'BranchStart', 'describe_branch', 'start_backbone',
-           'check_split', 'predictions_of', 'FoldData', 'windows_per_recording', 'fold_data', 'classifier_config',
-           'build', 'train_phases', 'training_history', 'choose_epoch', 'publish', 'finetune', 'random_backbone',
-           'probe', 'plot_label_curve', 'label_curve', 'run_name', 'ecgmm_finetune', 'ecgmm_fuse']
+           'check_split', 'FoldData', 'windows_per_recording', 'fold_data', 'classifier_config', 'build',
+           'train_phases', 'training_history', 'choose_epoch', 'publish', 'finetune', 'random_backbone', 'probe',
+           'plot_label_curve', 'label_curve', 'run_name', 'ecgmm_finetune', 'ecgmm_fuse']
 
 # %% ../nbs/30_finetune.ipynb #23515e39
 from collections.abc import Iterable, Sequence
@@ -33,7 +33,13 @@ from ecgmm.metrics import (
 )
 from .models import Backbone, Classifier
 from .pretrain import TAUGHT, load_pretrained
-from .probes import features, knn_probabilities, linear_probabilities, mean_over_windows
+from ecgmm.probes import (
+    features,
+    knn_probabilities,
+    linear_probabilities,
+    mean_over_windows,
+    predictions_of,
+)
 from .runs import Run, plain, with_nan
 from .seen import listing_of, merged, note_seen, read_seen, seen_tables
 from ecgmm.settings import (
@@ -181,27 +187,6 @@ def check_split(
         common_threshold(y, y.astype(float), labels=store.labels, known=known)
     except EcgmmError as error:
         raise EcgmmError(f"no threshold can be chosen on {split.name}: {error}") from None
-
-
-def predictions_of(
-    store: Store,  # a prepared database
-    rows: np.ndarray,  # (N,) of its recordings
-    prob: np.ndarray,  # (N, K)
-) -> Predictions:
-    "Probabilities with the labels of their recordings, their files, groups, sources and people."
-    about = store.records.iloc[rows]
-    return Predictions(
-        store.labels,
-        store.y[rows],
-        prob,
-        rows,
-        about["path"].to_numpy(str),
-        store.groups[rows],
-        store.known[rows],
-        source=about["source"].to_numpy(str),
-        age=about["age"].to_numpy(float),
-        sex=about["sex"].to_numpy(str),
-    )
 
 
 @dataclass(frozen=True, eq=False)

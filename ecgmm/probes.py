@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLIND', 'mean_over_windows', 'features', 'feature_spread', 'knn_probabilities', 'linear_probabilities',
-           'blind_controls', 'tsne_map', 'plot_map', 'neighbours', 'plot_neighbours']
+           'blind_controls', 'predictions_of', 'tsne_map', 'plot_map', 'neighbours', 'plot_neighbours']
 
 # %% ../nbs/13_probes.ipynb #0e3655d3
 import numpy as np
@@ -168,14 +168,18 @@ def blind_controls(
         sets = [x[rows] for rows in roles.values()]
         probs = linear_probabilities(x[split.train], store.targets[split.train], *sets, c=1.0)
         found[name] = {
-            role: _predictions(store, rows, prob)
+            role: predictions_of(store, rows, prob)
             for (role, rows), prob in zip(roles.items(), probs, strict=True)
         }
     return found
 
 
-def _predictions(store, rows: np.ndarray, prob: np.ndarray) -> Predictions:
-    "Probabilities with what is known about their recordings."
+def predictions_of(
+    store: Store,  # a prepared database
+    rows: np.ndarray,  # (N,) of its recordings
+    prob: np.ndarray,  # (N, K)
+) -> Predictions:
+    "Probabilities with the labels of their recordings, their files, groups, sources and people."
     about = store.records.iloc[rows]
     return Predictions(
         store.labels,

@@ -32,7 +32,6 @@ from ecgmm.finetune import (
     PROBES,
     finetune,
     label_part,
-    predictions_of,
     probe,
     random_backbone,
     training_history,
@@ -71,7 +70,7 @@ from ecgmm.metrics import (
 )
 from .models import HEADS, JOINS
 from .pretrain import load_pretrained, pretrain
-from .probes import BLIND, blind_controls
+from .probes import BLIND, blind_controls, predictions_of
 from .runs import Run, fingerprint, keyed, read_marker, with_nan, write_whole
 from .runs import progress as progress_bar
 from ecgmm.settings import (
